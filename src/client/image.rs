@@ -1,0 +1,330 @@
+//! What a client must not forget: the content of its write cache, and the operations that change it.
+//!
+//! Every change of the lasting state is a [`CacheOp`]; the core applies it to its own [`CacheImage`] and hands it
+//! to the store, so what a restarted process reads back is by construction what the core had. Invariant: I3
+//! (release after stable) is decided here, in [`CacheImage::apply`], and nowhere else.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+
+use crate::log::{
+    Body, ClientId, ClusterId, Digest, Epoch, GroupId, HEADER_COST, Header, Level, Lsn, Origin, Reign, Request,
+    SessionRole, Tag, in_ranges,
+};
+use crate::rule::{self, Rule};
+
+/// Who the client is.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Identity {
+    /// The session.
+    pub client: ClientId,
+    /// The cluster, once known.
+    pub cluster: Option<ClusterId>,
+    /// The group, once known.
+    pub group: Option<GroupId>,
+    /// The client's failure domain.
+    pub domain: String,
+    /// What the session is for.
+    pub role: SessionRole,
+}
+
+/// A command that is held, in doubt, or both in turn.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Command {
+    /// Up to where the client had all its replies when it first sent this; resent unchanged.
+    pub answered: Request,
+    /// The level asked for.
+    pub level: Level,
+    /// Withdrawn before it was sent: the number is consumed without effect.
+    pub withdrawn: bool,
+    /// Of the payload.
+    pub digest: Digest,
+    /// The application's bytes.
+    pub payload: Bytes,
+    /// Its tag, once seen: the command is held.
+    pub tag: Option<Tag>,
+    /// Checksum of its reply, once the reply was taken: the command is answered.
+    pub reply: Option<Digest>,
+}
+
+impl Command {
+    /// What it counts against the cache's budget, in bytes.
+    pub fn cost(&self) -> u64 {
+        self.payload.len() as u64 + HEADER_COST
+    }
+
+    /// The entry's header, if the tag is known.
+    pub fn header(&self, client: ClientId, request: Request) -> Option<Header> {
+        let tag = self.tag?;
+        Some(Header {
+            epoch: tag.epoch,
+            lsn: tag.lsn,
+            body: if self.withdrawn { Body::Noop } else { Body::Command },
+            origin: Some(Origin { client, request }),
+            time: tag.time,
+            answered: self.answered,
+            length: u32::try_from(self.payload.len()).unwrap_or(u32::MAX),
+            digest: self.digest,
+        })
+    }
+}
+
+/// A change of what a client must not forget.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum CacheOp {
+    /// The client's identity is (re)stated.
+    Identity(Identity),
+    /// A process opened the cache; the number rises each time.
+    Incarnation(u64),
+    /// The session was established once: the client is no longer fresh.
+    Welcomed,
+    /// The client reported (or attached) to this epoch and accepts nothing older.
+    Reported(Epoch),
+    /// A command is about to be sent for the first time.
+    Command {
+        /// Its number.
+        request: Request,
+        /// The command, without tag and reply.
+        command: Command,
+    },
+    /// A command's tag was seen.
+    Tag {
+        /// Its number.
+        request: Request,
+        /// The tag.
+        tag: Tag,
+    },
+    /// A command's reply was taken.
+    Answered {
+        /// Its number.
+        request: Request,
+        /// Of the reply.
+        reply: Digest,
+    },
+    /// A command ended without being in the log.
+    Superseded(Request),
+    /// Headers from a manifest.
+    Headers(Vec<Header>),
+    /// State up to this LSN of this reign was revealed.
+    Observed(Epoch, Lsn),
+    /// The checkpoint of a reign: whatever it covers is released.
+    Stable(Epoch, Lsn),
+    /// A new reign, with the table of epochs from the client's oldest on: the verdict on everything older.
+    Verdict(Epoch, Vec<Reign>),
+}
+
+/// How an old entry fared in a conclusion.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Verdict {
+    /// The very entry is in the surviving log.
+    InLog,
+    /// It is not, and never will be under its number.
+    Superseded,
+}
+
+/// The verdict of the table `reigns` on the entry `(epoch, lsn)` of a reign older than the last in the table.
+pub fn verdict(reigns: &[Reign], epoch: Epoch, lsn: Lsn) -> Verdict {
+    let Some(at) = reigns.iter().position(|reign| reign.epoch == epoch) else {
+        return if rule::on(Rule::UnknownEpochSuperseded) { Verdict::Superseded } else { Verdict::InLog };
+    };
+    let ended = reigns.get(at + 1);
+    let in_log = ended.is_none_or(|next| lsn < next.start && !in_ranges(&next.gaps, lsn));
+    if in_log { Verdict::InLog } else { Verdict::Superseded }
+}
+
+/// Whether somebody who observed `(epoch, lsn)` saw state that did not survive.
+pub fn rolled_back(reigns: &[Reign], epoch: Epoch, lsn: Lsn) -> bool {
+    if epoch == Epoch::ZERO {
+        return false;
+    }
+    let Some(at) = reigns.iter().position(|reign| reign.epoch == epoch) else {
+        return true;
+    };
+    // A gap of the reign itself changes everything observed after it.
+    reigns.get(at + 1).is_some_and(|next| lsn >= next.start || next.gaps.iter().any(|gap| gap.start <= lsn))
+}
+
+/// The lasting state of a client.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Default)]
+pub struct CacheImage {
+    /// Who the client is; `None` in a new cache.
+    pub identity: Option<Identity>,
+    /// How many processes have opened the cache.
+    pub incarnation: u64,
+    /// Whether the session was ever established.
+    pub welcomed: bool,
+    /// The highest epoch reported or attached to.
+    pub reported: Epoch,
+    /// Reign and highest LSN whose state was revealed.
+    pub observed: (Epoch, Lsn),
+    /// Reign and highest checkpoint known.
+    pub stable: (Epoch, Lsn),
+    /// The last request number used.
+    pub last: Request,
+    /// Commands that are held or unanswered.
+    pub commands: BTreeMap<Request, Command>,
+    /// Headers from manifests that may still have to be vouched for.
+    pub headers: BTreeMap<(Epoch, Lsn), Header>,
+    /// Bytes of `commands` and `headers`, by their cost.
+    pub bytes: u64,
+}
+
+impl CacheImage {
+    /// Applies one operation. Operations on commands that are gone do nothing.
+    pub fn apply(&mut self, op: &CacheOp) {
+        match op {
+            CacheOp::Identity(identity) => self.identity = Some(identity.clone()),
+            CacheOp::Incarnation(incarnation) => self.incarnation = *incarnation,
+            CacheOp::Welcomed => self.welcomed = true,
+            CacheOp::Reported(epoch) => self.reported = self.reported.max(*epoch),
+            CacheOp::Command { request, command } => {
+                self.last = self.last.max(*request);
+                self.bytes += command.cost();
+                if let Some(old) = self.commands.insert(*request, command.clone()) {
+                    self.bytes -= old.cost();
+                }
+            }
+            CacheOp::Tag { request, tag } => {
+                if let Some(command) = self.commands.get_mut(request) {
+                    command.tag = Some(*tag);
+                }
+            }
+            CacheOp::Answered { request, reply } => {
+                if let Some(command) = self.commands.get_mut(request) {
+                    command.reply = Some(*reply);
+                }
+                self.release_if_stable(*request);
+            }
+            CacheOp::Superseded(request) => self.forget(*request),
+            CacheOp::Headers(headers) => {
+                for header in headers {
+                    if self.headers.insert((header.epoch, header.lsn), header.clone()).is_none() {
+                        self.bytes += HEADER_COST;
+                    }
+                }
+            }
+            CacheOp::Observed(epoch, lsn) => self.observed = self.observed.max((*epoch, *lsn)),
+            CacheOp::Stable(epoch, lsn) => {
+                self.stable = self.stable.max((*epoch, *lsn));
+                self.release();
+            }
+            CacheOp::Verdict(epoch, reigns) => self.judge(*epoch, reigns),
+        }
+    }
+
+    /// The operations that rebuild this image from nothing: what a compaction writes.
+    pub fn to_ops(&self) -> Vec<CacheOp> {
+        let mut ops = Vec::new();
+        ops.extend(self.identity.clone().map(CacheOp::Identity));
+        ops.push(CacheOp::Incarnation(self.incarnation));
+        if self.welcomed {
+            ops.push(CacheOp::Welcomed);
+        }
+        ops.push(CacheOp::Reported(self.reported));
+        // The stable mark comes after the commands would release them: none of those kept is released by it.
+        ops.push(CacheOp::Stable(self.stable.0, self.stable.1));
+        ops.push(CacheOp::Observed(self.observed.0, self.observed.1));
+        if self.last > Request(0) {
+            // A superseded number is never used again, though nothing else may remember it.
+            let spent = Command {
+                answered: Request(0),
+                level: Level::Local,
+                withdrawn: true,
+                digest: Digest::default(),
+                payload: Bytes::new(),
+                tag: None,
+                reply: None,
+            };
+            ops.push(CacheOp::Command { request: self.last, command: spent });
+            ops.push(CacheOp::Superseded(self.last));
+        }
+        for (request, command) in &self.commands {
+            let bare = Command { tag: None, reply: None, ..command.clone() };
+            ops.push(CacheOp::Command { request: *request, command: bare });
+            ops.extend(command.tag.map(|tag| CacheOp::Tag { request: *request, tag }));
+            ops.extend(command.reply.map(|reply| CacheOp::Answered { request: *request, reply }));
+        }
+        if !self.headers.is_empty() {
+            ops.push(CacheOp::Headers(self.headers.values().cloned().collect()));
+        }
+        ops
+    }
+
+    /// The lowest epoch of anything held or observed: verdicts are needed from there on.
+    pub fn oldest_epoch(&self) -> Epoch {
+        let tags = self.commands.values().filter_map(|command| command.tag.map(|tag| tag.epoch));
+        let observed = Some(self.observed.0).filter(|epoch| *epoch != Epoch::ZERO);
+        tags.chain(observed).min().unwrap_or(self.reported)
+    }
+
+    /// The first request without a reply.
+    pub fn first_unanswered(&self) -> Request {
+        self.unanswered().next().map_or(self.last.next(), |(request, _)| request)
+    }
+
+    /// Commands without a reply, in order.
+    pub fn unanswered(&self) -> impl Iterator<Item = (Request, &Command)> {
+        self.commands.iter().filter(|(_, command)| command.reply.is_none()).map(|(request, command)| (*request, command))
+    }
+
+    fn is_released(&self, command: &Command) -> bool {
+        let (epoch, stable) = self.stable;
+        let covers = |tag: &Tag| {
+            let same = tag.epoch == epoch || !rule::on(Rule::ReleaseByEpoch);
+            same && tag.hold_until.is_some_and(|until| until <= stable)
+        };
+        // A `Local` service asks nobody to hold: its tags say "until 0".
+        command.reply.is_some() && command.tag.as_ref().is_none_or(|tag| tag.hold_until == Some(Lsn(0)) || covers(tag))
+    }
+
+    fn forget(&mut self, request: Request) {
+        if let Some(command) = self.commands.remove(&request) {
+            self.bytes -= command.cost();
+        }
+    }
+
+    fn release_if_stable(&mut self, request: Request) {
+        if self.commands.get(&request).is_some_and(|command| self.is_released(command)) {
+            self.forget(request);
+        }
+    }
+
+    fn release(&mut self) {
+        let released = self.commands.iter().filter(|(_, command)| self.is_released(command));
+        for request in released.map(|(request, _)| *request).collect::<Vec<_>>() {
+            self.forget(request);
+        }
+        let (epoch, stable) = self.stable;
+        let kept = self.headers.len();
+        self.headers.retain(|(of, lsn), _| *of > epoch || (*of == epoch && *lsn > stable));
+        self.bytes -= HEADER_COST * (kept - self.headers.len()) as u64;
+    }
+
+    /// Settles everything of reigns before `epoch`. What the log has and the application knows is released (a
+    /// reign opens stable); what it lost is forgotten; what was never answered is in doubt again.
+    fn judge(&mut self, epoch: Epoch, reigns: &[Reign]) {
+        let mut done = Vec::new();
+        for (request, command) in &mut self.commands {
+            if command.tag.is_none_or(|tag| tag.epoch >= epoch) {
+                continue;
+            }
+            if command.reply.is_some() {
+                done.push(*request);
+            } else if rule::on(Rule::BackToInDoubt) {
+                command.tag = None;
+            }
+        }
+        for request in done {
+            self.forget(request);
+        }
+        let kept = self.headers.len();
+        self.headers.retain(|(of, _), _| *of >= epoch);
+        self.bytes -= HEADER_COST * (kept - self.headers.len()) as u64;
+        if self.observed.0 < epoch {
+            let start = reigns.last().map_or(Lsn(0), |reign| reign.start);
+            self.observed = (epoch, start);
+        }
+        self.reported = self.reported.max(epoch);
+    }
+}
