@@ -120,13 +120,21 @@ pub struct Epoch {
 
 impl Epoch {
     /// Before any reign.
-    pub const ZERO: Epoch = Epoch { generation: 0, number: 0, node: NodeId(0) };
+    pub const ZERO: Epoch = Epoch {
+        generation: 0,
+        number: 0,
+        node: NodeId(0),
+    };
 
     /// The epoch `node` mints after `self`; a `forced` one raises the generation.
     #[must_use]
     pub fn successor(self, node: NodeId, forced: bool) -> Epoch {
         let generation = self.generation.saturating_add(u32::from(forced));
-        Epoch { generation, number: self.number.saturating_add(1), node }
+        Epoch {
+            generation,
+            number: self.number.saturating_add(1),
+            node,
+        }
     }
 }
 
@@ -155,7 +163,10 @@ impl Digest {
 
     /// The CRC-32 of `bytes`.
     pub fn crc32(bytes: &[u8]) -> Self {
-        Self { algorithm: Self::CRC32, value: u64::from(crc32fast::hash(bytes)) }
+        Self {
+            algorithm: Self::CRC32,
+            value: u64::from(crc32fast::hash(bytes)),
+        }
     }
 
     /// Whether `bytes` have this digest. An algorithm this build does not know verifies nothing.
@@ -385,7 +396,12 @@ pub struct Unstable {
 impl Unstable {
     /// Empty, with `next` the LSN that the first record pushed will have.
     pub fn new(next: Lsn) -> Self {
-        Self { records: VecDeque::new(), first: next, bytes: 0, unconfirmed: BTreeSet::new() }
+        Self {
+            records: VecDeque::new(),
+            first: next,
+            bytes: 0,
+            unconfirmed: BTreeSet::new(),
+        }
     }
 
     /// The LSN the next record must have.
@@ -449,7 +465,9 @@ impl Unstable {
     /// Forgets every record up to and including `upto`.
     pub fn release(&mut self, upto: Lsn) {
         while self.first <= upto {
-            let Some(record) = self.records.pop_front() else { break };
+            let Some(record) = self.records.pop_front() else {
+                break;
+            };
             self.bytes -= record.cost();
             self.unconfirmed.remove(&self.first);
             self.first = self.first.next();

@@ -135,6 +135,8 @@ pub enum Output {
         /// What is lost for good.
         missing: Vec<Missing>,
     },
+    /// The answer to the `Admin` input of this step: accepted, or why not.
+    AdminDone(Result<(), Error>),
     /// Something an operator would like to know.
     Event(NodeEvent),
     /// The backup is to become a primary: turn its core into one and go on with that.
@@ -167,6 +169,11 @@ pub enum NodeEvent {
     },
     /// The backup became the stability target.
     InSync,
+    /// The primary refused this backup's stream; it is tried again.
+    Refused(Error),
+    /// A rebuilt command at this LSN was answered otherwise than its client reported: the state machine is not
+    /// deterministic.
+    Diverged(Lsn),
     /// The node learned of a higher epoch.
     Deposed(crate::log::Epoch),
     /// An orderly stop is complete; `true` if it left the mark that skips the next roll call.

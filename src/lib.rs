@@ -1,0 +1,16 @@
+//! Asynchronous replication speed with synchronous safety.
+
+pub mod backup;
+pub mod checkpoint;
+pub mod client;
+pub mod error;
+pub mod log;
+pub mod message;
+pub mod node;
+pub mod primary;
+pub mod recovery;
+pub mod rule;
+pub mod session;
+pub mod store;
+
+pub use error::{Code, Error, ErrorKind, Result};

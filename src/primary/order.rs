@@ -1,0 +1,656 @@
+//! The sequencer: from queued writes and proposals to LSNs, execution, the log, and the replies that wait.
+
+use bytes::Bytes;
+
+use super::{Phase, Primary};
+use crate::error::Error;
+use crate::log::{
+    Body, ClientId, Digest, Entry, Epoch, Header, Level, Lsn, Origin, Record, Request, Tag, Target,
+    Time,
+};
+use crate::message::{Outcome, QueryResult, Response, Write};
+use crate::node::{Conn, NodeEvent, Output};
+use crate::recovery::Plan;
+use crate::rule::{self, Rule};
+
+/// A system entry that waits for its LSN.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Proposal {
+    pub(super) client: Option<ClientId>,
+    pub(super) body: Body,
+}
+
+/// A write that waits for room in the delta.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Queued {
+    pub(super) conn: Conn,
+    pub(super) client: ClientId,
+    pub(super) write: Write,
+}
+
+/// A query that waits to be run.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Asked {
+    pub(super) conn: Conn,
+    pub(super) id: u64,
+    pub(super) level: Level,
+    pub(super) payload: Bytes,
+}
+
+/// A query's result that waits for its watermark, and an echo where one is needed.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Reading {
+    conn: Conn,
+    id: u64,
+    level: Level,
+    lsn: Lsn,
+    echo: u64,
+    result: Bytes,
+}
+
+/// A response that waits for a watermark.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Waiting {
+    client: ClientId,
+    request: Request,
+    level: Level,
+    tagged: bool,
+}
+
+/// Why a batch is being executed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Purpose {
+    Work,
+    Conclusion,
+    Fetched,
+}
+
+/// Entries with their LSNs, and queries, that the state machine is working on.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Batch {
+    purpose: Purpose,
+    records: Vec<Record>,
+    levels: Vec<Level>,
+    asked: Vec<Asked>,
+}
+
+impl Batch {
+    fn has(&self, client: ClientId) -> bool {
+        self.records.iter().any(|record| {
+            record
+                .entry
+                .header
+                .origin
+                .is_some_and(|origin| origin.client == client)
+        })
+    }
+
+    fn has_request(&self, client: ClientId, request: Request) -> bool {
+        self.records
+            .iter()
+            .any(|record| record.entry.header.origin == Some(Origin { client, request }))
+    }
+}
+
+impl Primary {
+    /// Has a system entry of `client` ordered with the next batch. At most one is in flight per session.
+    pub(super) fn propose(&mut self, client: ClientId, body: Body) {
+        let news = self.in_flight.insert(client);
+        assert!(news, "one session entry in flight per session");
+        self.proposals.push_back(Proposal {
+            client: Some(client),
+            body,
+        });
+    }
+
+    /// Whether an entry of `client` has its LSN but is not in the log yet.
+    pub(super) fn is_executing(&self, client: ClientId) -> bool {
+        self.executing
+            .as_ref()
+            .is_some_and(|batch| batch.has(client))
+    }
+
+    pub(super) fn is_executing_request(&self, client: ClientId, request: Request) -> bool {
+        self.executing
+            .as_ref()
+            .is_some_and(|batch| batch.has_request(client, request))
+    }
+
+    fn header(&self, now: Time, lsn: Lsn, body: Body, origin: Option<Origin>) -> Header {
+        Header {
+            epoch: self.epoch,
+            lsn,
+            body,
+            origin,
+            time: now.max(self.state.time()),
+            answered: Request(0),
+            length: 0,
+            digest: Digest::default(),
+        }
+    }
+
+    /// Gives everything that may go the next LSNs and has it executed.
+    pub(super) fn order(&mut self, now: Time, out: &mut Vec<Output>) {
+        if self.executing.is_some() {
+            return;
+        }
+        let mut batch = Batch {
+            purpose: Purpose::Work,
+            records: Vec::new(),
+            levels: Vec::new(),
+            asked: Vec::new(),
+        };
+        let mut lsn = self.water.head();
+        while let Some(Proposal { client, body }) = self.proposals.pop_front() {
+            lsn = lsn.next();
+            let origin = client.map(|client| Origin {
+                client,
+                request: Request(0),
+            });
+            let header = self.header(now, lsn, body, origin);
+            batch.push(
+                Record {
+                    entry: Entry {
+                        header,
+                        payload: Bytes::new(),
+                    },
+                    reply: Digest::default(),
+                },
+                Level::Local,
+            );
+        }
+        let mut room = self
+            .settings
+            .delta_bytes_max
+            .saturating_sub(self.unstable.bytes().max(self.unlogged_bytes));
+        while batch.records.len() < self.settings.batch_max && room > 0 {
+            let Some(Queued {
+                conn,
+                client,
+                write,
+            }) = self.writes.pop_front()
+            else {
+                break;
+            };
+            if let Some(live) = self
+                .streams
+                .get_mut(&conn)
+                .and_then(|stream| stream.live.as_mut())
+            {
+                live.queued = live.queued.saturating_sub(1);
+            }
+            lsn = lsn.next();
+            let body = if write.withdrawn {
+                Body::Noop
+            } else {
+                Body::Command
+            };
+            let origin = Some(Origin {
+                client,
+                request: write.request,
+            });
+            let header = Header {
+                answered: write.answered,
+                length: u32::try_from(write.payload.len())
+                    .expect("checked against command_bytes_max"),
+                digest: write.digest,
+                ..self.header(now, lsn, body, origin)
+            };
+            let record = Record {
+                entry: Entry {
+                    header,
+                    payload: write.payload,
+                },
+                reply: Digest::default(),
+            };
+            room = room.saturating_sub(record.cost());
+            batch.push(record, self.effective(write.level));
+        }
+        batch.asked = self.asked.drain(..).collect();
+        if !batch.records.is_empty() || !batch.asked.is_empty() {
+            self.execute(now, batch, out);
+        }
+    }
+
+    /// The level a request is served at: what it asks for, and never weaker than what the service promises. What a
+    /// `Local` service does not hold cannot be `Tagged`: it is made stable instead.
+    fn effective(&self, asked: Level) -> Level {
+        match (self.state.lowest(), asked) {
+            (Level::Local, Level::Tagged) => Level::Stable,
+            (lowest, asked) => lowest.max(asked),
+        }
+    }
+
+    fn execute(&mut self, now: Time, batch: Batch, out: &mut Vec<Output>) {
+        let commands = batch
+            .records
+            .iter()
+            .filter(|record| record.entry.header.body == Body::Command);
+        let commands: Vec<Entry> = commands.map(|record| record.entry.clone()).collect();
+        let queries: Vec<Bytes> = batch
+            .asked
+            .iter()
+            .map(|asked| asked.payload.clone())
+            .collect();
+        self.executing = Some(batch);
+        if commands.is_empty() && queries.is_empty() {
+            self.on_executed(now, Vec::new(), Vec::new(), out);
+        } else {
+            out.push(Output::Execute { commands, queries });
+        }
+    }
+
+    /// Executes the outcome of a recovery, and the `EpochStart` that ends it.
+    pub(super) fn execute_plan(
+        &mut self,
+        now: Time,
+        plan: Plan,
+        start: Header,
+        out: &mut Vec<Output>,
+    ) {
+        let start = Entry {
+            header: start,
+            payload: Bytes::new(),
+        };
+        let records = plan.entries.into_iter().chain([start]);
+        let records: Vec<Record> = records
+            .map(|entry| Record {
+                entry,
+                reply: Digest::default(),
+            })
+            .collect();
+        let levels = vec![Level::Local; records.len()];
+        self.execute(
+            now,
+            Batch {
+                purpose: Purpose::Conclusion,
+                records,
+                levels,
+                asked: Vec::new(),
+            },
+            out,
+        );
+    }
+
+    /// Executes what a restarting primary took from its backup.
+    pub(super) fn execute_fetched(
+        &mut self,
+        now: Time,
+        records: Vec<Record>,
+        out: &mut Vec<Output>,
+    ) {
+        let levels = vec![Level::Local; records.len()];
+        self.execute(
+            now,
+            Batch {
+                purpose: Purpose::Fetched,
+                records,
+                levels,
+                asked: Vec::new(),
+            },
+            out,
+        );
+    }
+
+    pub(super) fn on_executed(
+        &mut self,
+        now: Time,
+        replies: Vec<Bytes>,
+        results: Vec<Bytes>,
+        out: &mut Vec<Output>,
+    ) {
+        let Some(batch) = self.executing.take() else {
+            return;
+        };
+        if matches!(self.phase, Phase::Deposed | Phase::Halted) {
+            return;
+        }
+        let Batch {
+            purpose,
+            mut records,
+            levels,
+            asked,
+        } = batch;
+        if let Err(error) = self.apply_all(&mut records, replies, purpose) {
+            self.halt(error, out);
+            return;
+        }
+        let head = records.last().map_or(self.water.head(), Record::lsn);
+        for record in &records {
+            self.water.append(record.lsn());
+            self.unlogged.push_back((record.lsn(), record.cost()));
+            self.unlogged_bytes += record.cost();
+            self.unstable.push(record.clone());
+        }
+        if !records.is_empty() {
+            out.push(Output::Append(records.clone()));
+        }
+        match purpose {
+            Purpose::Work => {
+                for (record, level) in records.iter().zip(levels) {
+                    self.on_ordered(now, &record.entry.header, level, out);
+                }
+                for (asked, result) in asked.into_iter().zip(results) {
+                    self.on_result(asked, head, result);
+                }
+            }
+            Purpose::Conclusion => self.on_concluded(now, head, out),
+            Purpose::Fetched => self.on_fetched(now, out),
+        }
+    }
+
+    /// Applies executed records to the log's state and notes the checksums of their replies.
+    fn apply_all(
+        &mut self,
+        records: &mut [Record],
+        replies: Vec<Bytes>,
+        purpose: Purpose,
+    ) -> Result<(), Error> {
+        let mut replies = replies.into_iter();
+        for record in records {
+            let reply = (record.entry.header.body == Body::Command)
+                .then(|| replies.next().unwrap_or_default());
+            if purpose != Purpose::Fetched {
+                record.reply = reply
+                    .as_ref()
+                    .map(|reply| Digest::crc32(reply))
+                    .unwrap_or_default();
+            }
+            self.state.apply(record, reply)?;
+        }
+        assert!(replies.next().is_none(), "one reply for each command");
+        Ok(())
+    }
+
+    /// An entry of this reign is in the log: answer it, or have it wait.
+    fn on_ordered(&mut self, now: Time, header: &Header, level: Level, out: &mut Vec<Output>) {
+        let lsn = header.lsn;
+        match (&header.body, header.origin) {
+            (Body::Command | Body::Noop, Some(origin)) => {
+                self.respond(origin.client, origin.request, lsn, level)
+            }
+            (Body::Config(_), _) => {
+                self.config_lsn = lsn;
+                self.config_proposed = false;
+            }
+            (Body::Suspend, Some(origin)) => {
+                self.in_flight.remove(&origin.client);
+                self.keep_house_soon(now);
+                self.admit(now, origin.client, out);
+            }
+            (Body::Close | Body::Expire, Some(origin)) => {
+                self.in_flight.remove(&origin.client);
+                self.disconnected.remove(&origin.client);
+                self.departing.insert(origin.client, lsn);
+            }
+            (_, Some(origin)) => {
+                self.in_flight.remove(&origin.client);
+                if !self.attached.contains_key(&origin.client) {
+                    self.disconnected.insert(origin.client, now);
+                    self.keep_house_soon(now);
+                }
+                self.admit(now, origin.client, out);
+            }
+            (_, None) => {}
+        }
+    }
+
+    /// Whether a reply at `lsn` may go out at `level`.
+    fn is_met(&self, level: Level, lsn: Lsn) -> bool {
+        let logged =
+            !(self.settings.reply_after_log || self.logs_first()) || lsn <= self.water.logged();
+        logged && self.water.meets(level, lsn)
+    }
+
+    /// Whether this reign lets nothing of an entry out before it is on the own disk.
+    pub(super) fn logs_first(&self) -> bool {
+        self.state.start().log_before_send && rule::on(Rule::LogBeforeSend)
+    }
+
+    /// Queues the response to a request that is in the log at `lsn`: tag and reply, or the tag alone at first.
+    pub(super) fn respond(&mut self, client: ClientId, request: Request, lsn: Lsn, level: Level) {
+        let met = self.is_met(level, lsn);
+        let may_tag = met || !self.logs_first() || lsn <= self.water.logged();
+        if !met {
+            let tagged = may_tag;
+            self.replies.insert(
+                lsn,
+                Waiting {
+                    client,
+                    request,
+                    level,
+                    tagged,
+                },
+            );
+        }
+        if may_tag {
+            self.queue_response(client, request, lsn, met);
+        }
+    }
+
+    fn queue_response(&mut self, client: ClientId, request: Request, lsn: Lsn, with_reply: bool) {
+        let tag = self.tag(client, lsn);
+        let outcome = if with_reply {
+            let session = self.state.session(client);
+            let Some(reply) = session.and_then(|session| session.replies.get(&request)) else {
+                return;
+            };
+            Some(Outcome::Reply(reply.reply.clone()))
+        } else {
+            None
+        };
+        if let Some((conn, live)) = self.live(client) {
+            live.responses.push((
+                lsn,
+                Response {
+                    request,
+                    tag: Some(tag),
+                    outcome,
+                },
+            ));
+            self.dirty.insert(conn);
+        }
+    }
+
+    fn tag(&self, client: ClientId, lsn: Lsn) -> Tag {
+        let stable = self.water.stable();
+        let header = self.unstable.get(lsn).map(|record| &record.entry.header);
+        let elsewhere = self
+            .state
+            .session(client)
+            .is_some_and(|session| session.info.domain != self.settings.domain);
+        let held = lsn > stable && self.state.lowest() != Level::Local;
+        Tag {
+            epoch: self.state.epoch_at(lsn),
+            lsn,
+            time: header.map_or(Time(0), |header| header.time),
+            hold_until: Some(if held { lsn } else { Lsn(0) }),
+            stable,
+            protected: lsn <= stable || (held && elsewhere),
+        }
+    }
+
+    /// The answer to a request that was ordered before: its reply once more, or that there will never be one.
+    pub(super) fn respond_again(&mut self, client: ClientId, request: Request, level: Level) {
+        let reply = self
+            .state
+            .session(client)
+            .and_then(|session| session.replies.get(&request));
+        match reply.map(|reply| reply.lsn) {
+            Some(lsn) => self.respond(client, request, lsn, self.effective(level)),
+            None => {
+                if let Some((conn, live)) = self.live(client) {
+                    let response = Response {
+                        request,
+                        tag: None,
+                        outcome: Some(Outcome::Superseded),
+                    };
+                    live.responses.push((Lsn(0), response));
+                    self.dirty.insert(conn);
+                }
+            }
+        }
+    }
+
+    fn on_result(&mut self, asked: Asked, lsn: Lsn, result: Bytes) {
+        let Asked {
+            conn, id, level, ..
+        } = asked;
+        let level = if rule::on(Rule::ReadLevel) {
+            self.effective(level)
+        } else {
+            Level::Local
+        };
+        let echo = self.ask_echo();
+        self.reads.push(Reading {
+            conn,
+            id,
+            level,
+            lsn,
+            echo,
+            result,
+        });
+        self.release_reads();
+    }
+
+    /// At lowest level `Stable` a takeover concludes without anybody's report, so only the backup can tell that
+    /// there was none: a query waits for its echo.
+    fn ask_echo(&mut self) -> u64 {
+        let backed = matches!(self.state.target(), Target::Backup(_)) && self.counts_backup;
+        if self.state.lowest() != Level::Stable || !backed || !rule::on(Rule::ReadEcho) {
+            return 0;
+        }
+        self.next_echo()
+    }
+
+    /// Releases what waited for the watermarks as they are now.
+    pub(super) fn release_waiting(&mut self) {
+        let mut ready = Vec::new();
+        for (lsn, waiting) in &self.replies {
+            let met = self.is_met(waiting.level, *lsn);
+            let tag_now = !waiting.tagged && *lsn <= self.water.logged();
+            if met || tag_now {
+                ready.push((*lsn, met));
+            } else if *lsn > self.water.logged() && *lsn > self.water.stable() {
+                break;
+            }
+        }
+        for (lsn, met) in ready {
+            let Some(waiting) = self.replies.get_mut(&lsn) else {
+                continue;
+            };
+            waiting.tagged = true;
+            let Waiting {
+                client, request, ..
+            } = *waiting;
+            if met {
+                self.replies.remove(&lsn);
+            }
+            self.queue_response(client, request, lsn, met);
+        }
+        self.release_reads();
+    }
+
+    /// Echoes asked on an older stream will not come: ask again on the new one.
+    pub(super) fn renew_echoes(&mut self) {
+        if self.reads.iter().any(|reading| reading.echo > 0) {
+            let echo = self.next_echo();
+            self.reads
+                .iter_mut()
+                .filter(|reading| reading.echo > 0)
+                .for_each(|reading| reading.echo = echo);
+        }
+    }
+
+    pub(super) fn release_reads(&mut self) {
+        let echoed = self.echoed();
+        for reading in std::mem::take(&mut self.reads) {
+            if !self.is_met(reading.level, reading.lsn) || reading.echo > echoed {
+                self.reads.push(reading);
+                continue;
+            }
+            let Reading {
+                conn,
+                id,
+                lsn,
+                result,
+                ..
+            } = reading;
+            if let Some(live) = self
+                .streams
+                .get_mut(&conn)
+                .and_then(|stream| stream.live.as_mut())
+            {
+                live.queries = live.queries.saturating_sub(1);
+                live.results.push(QueryResult {
+                    id,
+                    lsn,
+                    result: Ok(result),
+                });
+                self.dirty.insert(conn);
+            }
+        }
+    }
+
+    pub(super) fn on_persisted(&mut self, now: Time, upto: Lsn, out: &mut Vec<Output>) {
+        self.water.log(upto);
+        while self.unlogged.front().is_some_and(|(lsn, _)| *lsn <= upto) {
+            self.unlogged_bytes -= self.unlogged.pop_front().map_or(0, |(_, cost)| cost);
+        }
+        match self.phase {
+            Phase::Open | Phase::Stopping => {
+                self.release_waiting();
+                self.advance_stable(now, out);
+            }
+            Phase::Concluding { .. } => self.try_open(now, out),
+            Phase::Fetching { .. } => self.on_fetched(now, out),
+            _ => {}
+        }
+    }
+
+    /// Leaves the mark of an orderly stop once everything is stable.
+    pub(super) fn check_stopped(&mut self, out: &mut Vec<Output>) {
+        let head = self.water.head();
+        let drained =
+            self.executing.is_none() && self.water.stable() == head && self.water.logged() == head;
+        if matches!(self.phase, Phase::Stopping) && drained && self.proposals.is_empty() {
+            self.phase = Phase::Stopped;
+            self.marks.clean = Some(head);
+            self.save_marks(out);
+        }
+    }
+
+    pub(super) fn on_stop_marked(&mut self, out: &mut Vec<Output>) {
+        self.push_status(out);
+        for conn in std::mem::take(&mut self.streams).into_keys() {
+            out.push(Output::Close(conn));
+        }
+        self.attached.clear();
+        self.admissions.clear();
+        self.dirty.clear();
+        if let Some(follower) = self.follower.take() {
+            out.push(Output::Close(follower.conn));
+        }
+        out.push(Output::Event(NodeEvent::Stopped(true)));
+    }
+
+    pub(super) fn epoch_start_header(
+        &self,
+        now: Time,
+        lsn: Lsn,
+        epoch: Epoch,
+        body: Body,
+    ) -> Header {
+        Header {
+            epoch,
+            ..self.header(now, lsn, body, None)
+        }
+    }
+}
+
+impl Batch {
+    fn push(&mut self, record: Record, level: Level) {
+        self.records.push(record);
+        self.levels.push(level);
+    }
+}

@@ -1,0 +1,811 @@
+//! Recovery: the roll call, the rebuild of the delta, its gaps, and the conclusion.
+//!
+//! Its other halves: [`crate::client`] reports, [`crate::primary`] carries the conclusion out. The idea:
+//!
+//! ```text
+//!  own log ......... base │ base+1 ............ H ........ V │ EpochStart
+//!                         │ held by clients, or in doubt     │
+//!                         │ and placed by a manifest header  │
+//! ```
+//!
+//! Everybody on the roster reports what it holds above the base: headers first, payloads when they are pulled.
+//! With *H* the highest LSN anyone observed, every LSN up to *H* must be supplied, or is a **gap**; past *H* the
+//! rebuild goes on while the next entry can be supplied. The log it yields is the old primary's, entry by entry.
+//!
+//! What is decided is derived from the reports that stand at the moment of deciding, never from counters.
+//! Invariants: I5 (exact rebuild), I10 (whatever is missing is named). Not here: making anything durable.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+
+use bytes::Bytes;
+
+use crate::error::{Code, Error};
+use crate::log::{Body, ClientId, Digest, Entry, Epoch, GapPolicy, Header, Lsn, Request, Time};
+use crate::message::{Payloads, RecoveryStatus, Report, ReportItem};
+use crate::node::{Conn, RecoveryPolicy};
+use crate::rule::{self, Rule};
+use crate::session::LogState;
+use crate::store::{Marks, Missing};
+
+/// More lost LSNs than this are not filled with no-ops: such a report is wrong, and somebody has to look.
+pub const GAP_ENTRIES_MAX: u64 = 1 << 20;
+
+/// Where a log must be cut before a node starts on it: what lies past the base of a reign whose `EpochStart` is
+/// not in the log was never promised to anyone. `headers` are those of the records after `marks.base`.
+pub fn provisional_cut<'a>(
+    marks: &Marks,
+    headers: impl Iterator<Item = &'a Header>,
+) -> Option<Lsn> {
+    if marks.reign == Epoch::ZERO || !rule::on(Rule::BackToBase) {
+        return None;
+    }
+    let mut any = false;
+    for header in headers {
+        any = true;
+        if header.epoch == marks.reign && matches!(header.body, Body::EpochStart(_)) {
+            return None;
+        }
+    }
+    any.then_some(marks.base)
+}
+
+/// What the recovery needs next.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Next {
+    /// More reports, payloads, time, or an operator.
+    Wait,
+    /// The state machine's word on which entries do not depend on what is missing.
+    Judge {
+        /// In log order; all are commands.
+        entries: Vec<Entry>,
+        /// What is lost.
+        missing: Vec<Missing>,
+    },
+    /// Nothing: this is the outcome.
+    Conclude(Plan),
+}
+
+/// The outcome of a recovery.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Default)]
+pub struct Plan {
+    /// The rebuilt entries, dense from `base + 1`; gaps are `Noop`s.
+    pub entries: Vec<Entry>,
+    /// The highest LSN anybody observed.
+    pub observed: Lsn,
+    /// The policy that was needed, if any.
+    pub policy: Option<GapPolicy>,
+    /// Awaited, and did not come.
+    pub missing: Vec<ClientId>,
+    /// Excluded by an operator.
+    pub excluded: Vec<ClientId>,
+    /// Lost LSNs below the end of `entries`.
+    pub gaps: Vec<Range<Lsn>>,
+}
+
+/// What a client reported, as long as its stream stands.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Reporter {
+    conn: Conn,
+    complete: bool,
+    observed: Lsn,
+    stable: Lsn,
+    /// Held commands with a payload to pull.
+    held: BTreeMap<Request, (u32, Digest)>,
+    in_doubt: BTreeMap<Request, (u32, Digest)>,
+    /// Payloads not yet asked for, and their lengths.
+    wanted: BTreeMap<Request, u32>,
+    /// Payloads asked for and not yet here.
+    asked: BTreeMap<Request, u32>,
+}
+
+/// The variants of one LSN's header and who vouches for each. More than one variant is a contradiction.
+type Known = Vec<(Header, BTreeSet<ClientId>)>;
+
+/// A roll call in progress.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Recovery {
+    of: Epoch,
+    base: Lsn,
+    roster: BTreeSet<ClientId>,
+    in_sync: bool,
+    policy: RecoveryPolicy,
+    credit_bytes: u64,
+    started: Time,
+    contact: Option<Time>,
+    progress: Time,
+    reporters: BTreeMap<ClientId, Reporter>,
+    known: BTreeMap<Lsn, Known>,
+    /// Verified against the digest under which they were reported.
+    payloads: BTreeMap<(ClientId, Request), (Digest, Bytes)>,
+    excluded: BTreeSet<ClientId>,
+    resolved: Option<GapPolicy>,
+    judging: Option<Skipping>,
+    conflict: Option<(Error, Vec<ClientId>)>,
+}
+
+/// A conclusion that waits for the state machine's word.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Skipping {
+    candidates: Vec<Entry>,
+    gaps: Vec<Range<Lsn>>,
+    last: Lsn,
+    plan: Plan,
+}
+
+/// What the known headers and payloads amount to.
+struct Walk {
+    entries: Vec<Entry>,
+    gaps: Vec<Range<Lsn>>,
+    last: Lsn,
+}
+
+impl Recovery {
+    /// A roll call of everybody on `state`'s roster, for what the reign of its last `EpochStart` left above its
+    /// end. A node not `in_sync` with that reign (a forced promotion) takes clients' word on what was stable.
+    pub fn new(
+        state: &LogState,
+        in_sync: bool,
+        policy: RecoveryPolicy,
+        credit_bytes: u64,
+        now: Time,
+    ) -> Self {
+        let roster = if rule::on(Rule::AwaitRoster) {
+            state.roster().collect()
+        } else {
+            BTreeSet::new()
+        };
+        Self {
+            of: state.epoch(),
+            base: state.end(),
+            roster,
+            in_sync,
+            policy,
+            credit_bytes,
+            started: now,
+            contact: None,
+            progress: now,
+            reporters: BTreeMap::new(),
+            known: BTreeMap::new(),
+            payloads: BTreeMap::new(),
+            excluded: BTreeSet::new(),
+            resolved: None,
+            judging: None,
+            conflict: None,
+        }
+    }
+
+    /// The reign whose items take part.
+    pub fn of(&self) -> Epoch {
+        self.of
+    }
+
+    /// The last LSN of the node's own log.
+    pub fn base(&self) -> Lsn {
+        self.base
+    }
+
+    /// Whether `client` is asked to report.
+    pub fn asks(&self, client: ClientId) -> bool {
+        self.roster.contains(&client) && !self.excluded.contains(&client)
+    }
+
+    /// A stream of `client` begins to report; an earlier report of it no longer stands.
+    pub fn begin(&mut self, now: Time, client: ClientId, conn: Conn) {
+        self.contact.get_or_insert(now);
+        self.drop_report(client);
+        let reporter = Reporter {
+            conn,
+            complete: false,
+            observed: Lsn(0),
+            stable: Lsn(0),
+            held: BTreeMap::new(),
+            in_doubt: BTreeMap::new(),
+            wanted: BTreeMap::new(),
+            asked: BTreeMap::new(),
+        };
+        self.reporters.insert(client, reporter);
+    }
+
+    /// The stream of a reporter is gone, and with it the report. Its verified payloads are kept.
+    pub fn gone(&mut self, client: ClientId, conn: Conn) {
+        if rule::on(Rule::ReportStands)
+            && self
+                .reporters
+                .get(&client)
+                .is_some_and(|reporter| reporter.conn == conn)
+        {
+            self.drop_report(client);
+        }
+    }
+
+    fn drop_report(&mut self, client: ClientId) {
+        self.judging = None;
+        self.conflict = None;
+        if self.reporters.remove(&client).is_none() {
+            return;
+        }
+        self.known.retain(|_, variants| {
+            for (_, vouchers) in variants.iter_mut() {
+                vouchers.remove(&client);
+            }
+            variants.retain(|(_, vouchers)| !vouchers.is_empty());
+            !variants.is_empty()
+        });
+    }
+
+    /// Takes a part of a report.
+    ///
+    /// # Errors
+    /// [`Code::Protocol`] if it says what no honest client can say; the stream should end.
+    pub fn report(&mut self, now: Time, client: ClientId, part: Report) -> Result<(), Error> {
+        let Some(reporter) = self.reporters.get_mut(&client) else {
+            return Ok(());
+        };
+        if reporter.complete {
+            return Err(Error::new(
+                Code::Protocol,
+                "the report goes on after its end",
+            ));
+        }
+        self.progress = now;
+        let takes_part = |epoch: Epoch| epoch == self.of || !rule::on(Rule::ReportEpoch);
+        if takes_part(part.observed.0) {
+            reporter.observed = reporter.observed.max(part.observed.1);
+        }
+        if takes_part(part.stable.0) {
+            reporter.stable = reporter.stable.max(part.stable.1);
+        }
+        for item in part.items {
+            match item {
+                ReportItem::InDoubt {
+                    request,
+                    length,
+                    digest,
+                } => {
+                    reporter.in_doubt.insert(request, (length, digest));
+                }
+                ReportItem::Held { header, .. } => {
+                    let own = header.origin.filter(|origin| origin.client == client);
+                    let (Some(origin), Body::Command | Body::Noop) = (own, &header.body) else {
+                        return Err(Error::new(
+                            Code::Protocol,
+                            "a client holds only commands of its own",
+                        ));
+                    };
+                    // Part of an unfinished reply: until it is placed the command is in doubt as well.
+                    reporter
+                        .in_doubt
+                        .insert(origin.request, (header.length, header.digest));
+                    if takes_part(header.epoch) && header.lsn > self.base {
+                        reporter
+                            .held
+                            .insert(origin.request, (header.length, header.digest));
+                        vouch(&mut self.known, header, client);
+                    }
+                }
+                ReportItem::Header(header) => {
+                    if matches!(header.body, Body::EpochStart(_)) {
+                        return Err(Error::new(
+                            Code::Protocol,
+                            "no client is given the header of an EpochStart to vouch for",
+                        ));
+                    }
+                    if takes_part(header.epoch) && header.lsn > self.base {
+                        vouch(&mut self.known, header, client);
+                    }
+                }
+            }
+        }
+        if part.end {
+            reporter.complete = true;
+            self.want_payloads();
+        }
+        Ok(())
+    }
+
+    /// Marks every payload that a known header asks for and its origin can supply.
+    fn want_payloads(&mut self) {
+        for variants in self.known.values() {
+            let [(header, _)] = variants.as_slice() else {
+                continue;
+            };
+            let (Body::Command, Some(origin)) = (&header.body, header.origin) else {
+                continue;
+            };
+            let Some(reporter) = self
+                .reporters
+                .get_mut(&origin.client)
+                .filter(|reporter| reporter.complete)
+            else {
+                continue;
+            };
+            let offered = reporter
+                .held
+                .get(&origin.request)
+                .or_else(|| reporter.in_doubt.get(&origin.request));
+            let here = self
+                .payloads
+                .get(&(origin.client, origin.request))
+                .is_some_and(|(digest, _)| *digest == header.digest);
+            if header.length > 0
+                && !here
+                && offered == Some(&(header.length, header.digest))
+                && !reporter.asked.contains_key(&origin.request)
+            {
+                reporter.wanted.insert(origin.request, header.length);
+            }
+        }
+    }
+
+    /// The pulls that the credits allow now, per stream.
+    pub fn pulls(&mut self) -> Vec<(Conn, Vec<Request>)> {
+        let mut pulls = Vec::new();
+        for reporter in self.reporters.values_mut() {
+            let mut used: u64 = reporter
+                .asked
+                .values()
+                .map(|length| u64::from(*length))
+                .sum();
+            let mut requests = Vec::new();
+            while used < self.credit_bytes {
+                let Some((request, length)) = reporter.wanted.pop_first() else {
+                    break;
+                };
+                used += u64::from(length);
+                reporter.asked.insert(request, length);
+                requests.push(request);
+            }
+            if !requests.is_empty() {
+                pulls.push((reporter.conn, requests));
+            }
+        }
+        pulls
+    }
+
+    /// Takes payloads that were pulled.
+    ///
+    /// # Errors
+    /// [`Code::Conflict`] if one is not what was announced; the reporter is then accused, and the stream should end.
+    pub fn payloads(
+        &mut self,
+        now: Time,
+        client: ClientId,
+        payloads: Payloads,
+    ) -> Result<(), Error> {
+        let Some(reporter) = self.reporters.get_mut(&client) else {
+            return Ok(());
+        };
+        self.progress = now;
+        for (request, payload) in payloads.items {
+            if reporter.asked.remove(&request).is_none() {
+                continue;
+            }
+            let announced = reporter
+                .held
+                .get(&request)
+                .or_else(|| reporter.in_doubt.get(&request));
+            let fits = |(length, digest): &&(u32, Digest)| {
+                payload.len() as u64 == u64::from(*length) && digest.verifies(&payload)
+            };
+            let Some((_, digest)) = announced.filter(fits) else {
+                return Err(Error::new(
+                    Code::Conflict,
+                    format!(
+                        "client {client} announced another payload for request {request} than it sent"
+                    ),
+                ));
+            };
+            self.payloads.insert((client, request), (*digest, payload));
+        }
+        Ok(())
+    }
+
+    /// An operator drops what `client` reported, and does not wait for it.
+    pub fn exclude(&mut self, client: ClientId) {
+        self.drop_report(client);
+        self.excluded.insert(client);
+    }
+
+    /// An operator concludes now.
+    pub fn resolve(&mut self, policy: GapPolicy) {
+        self.resolved = Some(policy);
+        self.judging = None;
+    }
+
+    /// Sessions on the roster whose report is not complete.
+    pub fn awaited(&self) -> Vec<ClientId> {
+        let complete = |client: &&ClientId| {
+            self.reporters
+                .get(client)
+                .is_some_and(|reporter| reporter.complete)
+        };
+        let awaited = self
+            .roster
+            .iter()
+            .filter(|client| !complete(client) && !self.excluded.contains(client));
+        awaited.copied().collect()
+    }
+
+    /// When to evaluate again though nothing happens.
+    pub fn next_timeout(&self) -> Option<Time> {
+        let RecoveryPolicy::Conclude {
+            soft_us, hard_us, ..
+        } = self.policy
+        else {
+            return None;
+        };
+        let soft = self
+            .contact
+            .map(|contact| contact.max(self.progress).after(soft_us));
+        let hard = self.started.after(hard_us);
+        Some(soft.map_or(hard, |soft| soft.min(hard)))
+    }
+
+    fn decided(&self, now: Time, everyone: bool) -> Option<GapPolicy> {
+        let by_policy = match self.policy {
+            RecoveryPolicy::Conclude { gaps, .. } => {
+                let late = self.next_timeout().is_some_and(|at| now >= at);
+                (everyone || late).then_some(gaps)
+            }
+            RecoveryPolicy::Wait => None,
+        };
+        self.resolved.or(by_policy)
+    }
+
+    /// What has to happen next, from everything that stands now.
+    pub fn evaluate(&mut self, now: Time, state: &LogState) -> Next {
+        if self.judging.is_some() {
+            return Next::Wait;
+        }
+        let missing = self.awaited();
+        let everyone = missing.is_empty();
+        let decided = self.decided(now, everyone);
+        self.conflict = self.contradiction(everyone && decided.is_none());
+        if self.conflict.is_some() || (!everyone && decided.is_none()) || self.is_pulling() {
+            return Next::Wait;
+        }
+        let mut walk = self.walk();
+        let mut plan = Plan {
+            entries: Vec::new(),
+            observed: self.observed(),
+            policy: decided.filter(|_| !everyone || !walk.gaps.is_empty()),
+            missing,
+            excluded: self.excluded.iter().copied().collect(),
+            gaps: Vec::new(),
+        };
+        match (walk.gaps.first().cloned(), decided) {
+            (None, _) => {}
+            (Some(_), None) => return Next::Wait,
+            (Some(gap), Some(GapPolicy::Stop)) => {
+                walk.entries.retain(|entry| entry.header.lsn < gap.start)
+            }
+            (Some(gap), Some(GapPolicy::Skip)) => return self.skip(walk, gap.start, plan),
+        }
+        plan.entries = walk.entries;
+        self.conclude(plan, state)
+    }
+
+    /// Asks which of the entries after the first gap are to be kept.
+    fn skip(&mut self, mut walk: Walk, first_gap: Lsn, mut plan: Plan) -> Next {
+        let lost: u64 = walk.gaps.iter().map(|gap| gap.end.0 - gap.start.0).sum();
+        if lost > GAP_ENTRIES_MAX {
+            let who = self.observers(plan.observed);
+            let why = format!(
+                "{lost} entries are missing up to {}: exclude who claims to have seen that",
+                plan.observed
+            );
+            self.conflict = Some((Error::new(Code::Conflict, why), who));
+            return Next::Wait;
+        }
+        let at = walk
+            .entries
+            .partition_point(|entry| entry.header.lsn < first_gap);
+        let candidates = walk.entries.split_off(at);
+        plan.entries = walk.entries;
+        let missing = walk
+            .gaps
+            .iter()
+            .flat_map(|gap| (gap.start.0..gap.end.0).map(Lsn))
+            .map(|lsn| Missing {
+                lsn,
+                header: self.header(lsn).cloned(),
+            });
+        let missing = missing.collect();
+        let entries = candidates
+            .iter()
+            .filter(|entry| entry.header.body == Body::Command)
+            .cloned()
+            .collect();
+        self.judging = Some(Skipping {
+            candidates,
+            gaps: walk.gaps,
+            last: walk.last,
+            plan,
+        });
+        Next::Judge { entries, missing }
+    }
+
+    /// The state machine's word on the entries of the last [`Next::Judge`].
+    pub fn judged(&mut self, keep: &[bool], state: &LogState) -> Next {
+        let Some(skipping) = self.judging.take() else {
+            return Next::Wait;
+        };
+        let mut plan = skipping.plan;
+        let mut keep = keep.iter().copied();
+        let mut trial = state.outline();
+        for entry in &plan.entries {
+            if trial.apply_header(&entry.header, None).is_err() {
+                return self.conclude(plan, state);
+            }
+        }
+        let mut candidates = skipping.candidates.into_iter().peekable();
+        let mut lost = skipping
+            .gaps
+            .iter()
+            .flat_map(|gap| gap.start.0..gap.end.0)
+            .map(Lsn)
+            .collect::<BTreeSet<_>>();
+        let mut kept = plan.entries.len();
+        for n in plan.entries.len() as u64 + self.base.0 + 1..=skipping.last.0 {
+            let lsn = Lsn(n);
+            let candidate = candidates.next_if(|entry| entry.header.lsn == lsn);
+            let wanted = candidate
+                .filter(|entry| entry.header.body != Body::Command || keep.next().unwrap_or(false));
+            // What no longer makes sense without what is missing (its session's `Open`, say) is lost with it.
+            let fitting = wanted.filter(|entry| trial.apply_header(&entry.header, None).is_ok());
+            if let Some(entry) = fitting {
+                plan.entries.push(entry);
+                kept = plan.entries.len();
+            } else {
+                let noop = self.noop(lsn);
+                trial
+                    .apply_header(&noop.header, None)
+                    .expect("a no-op of the reign always fits");
+                lost.insert(lsn);
+                plan.entries.push(noop);
+            }
+        }
+        // A gap at the end is simply where the log ends.
+        plan.entries.truncate(kept);
+        let end = Lsn(self.base.0 + kept as u64);
+        plan.gaps = ranges(lost.into_iter().filter(|lsn| *lsn <= end));
+        self.conclude(plan, state)
+    }
+
+    fn noop(&self, lsn: Lsn) -> Entry {
+        let header = Header {
+            epoch: self.of,
+            lsn,
+            body: Body::Noop,
+            origin: None,
+            time: Time(0),
+            answered: Request(0),
+            length: 0,
+            digest: Digest::default(),
+        };
+        Entry {
+            header,
+            payload: Bytes::new(),
+        }
+    }
+
+    /// Tries the plan on the log's state: a header that was forged must not reach the log.
+    fn conclude(&mut self, plan: Plan, state: &LogState) -> Next {
+        let mut trial = state.outline();
+        for entry in &plan.entries {
+            if let Err(error) = trial.apply_header(&entry.header, None) {
+                let vouchers = self.known.get(&entry.header.lsn).into_iter().flatten();
+                let who = vouchers.flat_map(|(_, who)| who.iter().copied()).collect();
+                self.conflict = Some((Error::new(Code::Conflict, error.message()), who));
+                return Next::Wait;
+            }
+        }
+        assert_eq!(
+            trial.end().0,
+            self.base.0 + plan.entries.len() as u64,
+            "I5: the rebuild is dense"
+        );
+        Next::Conclude(plan)
+    }
+
+    /// Whether somebody who stands still owes a payload.
+    fn is_pulling(&self) -> bool {
+        self.reporters
+            .values()
+            .any(|reporter| !reporter.wanted.is_empty() || !reporter.asked.is_empty())
+    }
+
+    /// The highest LSN anybody observed, at least the base.
+    fn observed(&self) -> Lsn {
+        let complete = self.reporters.values().filter(|reporter| reporter.complete);
+        let seen = complete.map(|reporter| {
+            reporter.observed.max(if self.in_sync {
+                Lsn(0)
+            } else {
+                reporter.stable
+            })
+        });
+        seen.max().unwrap_or(Lsn(0)).max(self.base)
+    }
+
+    fn observers(&self, lsn: Lsn) -> Vec<ClientId> {
+        let said = self
+            .reporters
+            .iter()
+            .filter(|(_, reporter)| reporter.observed.max(reporter.stable) >= lsn);
+        said.map(|(client, _)| *client).collect()
+    }
+
+    fn header(&self, lsn: Lsn) -> Option<&Header> {
+        match self.known.get(&lsn)?.as_slice() {
+            [(header, _)] => Some(header),
+            _ => None,
+        }
+    }
+
+    /// Two reports that cannot both be true, or one that cannot.
+    fn contradiction(&self, strict: bool) -> Option<(Error, Vec<ClientId>)> {
+        for (lsn, variants) in &self.known {
+            if variants.len() > 1 {
+                let who = variants
+                    .iter()
+                    .flat_map(|(_, who)| who.iter().copied())
+                    .collect();
+                let why = format!(
+                    "reports disagree on entry {lsn} of epoch {}: exclude one of the accused",
+                    self.of
+                );
+                return Some((Error::new(Code::Conflict, why), who));
+            }
+        }
+        let above =
+            |reporter: &Reporter| self.in_sync && reporter.complete && reporter.stable > self.base;
+        if let Some((client, reporter)) =
+            self.reporters.iter().find(|(_, reporter)| above(reporter))
+        {
+            let why = format!(
+                "client {client} was told that {} is stable, but this log, in sync, ends at {}: exclude the client, \
+                 or find the node that has the rest",
+                reporter.stable, self.base
+            );
+            return Some((Error::new(Code::Conflict, why), vec![*client]));
+        }
+        let known = self
+            .known
+            .last_key_value()
+            .map_or(self.base, |(lsn, _)| *lsn);
+        let observed = self.observed();
+        if strict && self.excluded.is_empty() && observed > known {
+            let why = format!(
+                "entry {observed} of epoch {} was observed, but with everybody present nobody has a header past \
+                 {known}: exclude the accused, or resolve by policy",
+                self.of
+            );
+            return Some((Error::new(Code::Conflict, why), self.observers(observed)));
+        }
+        None
+    }
+
+    fn supply(&self, lsn: Lsn) -> Option<Entry> {
+        let header = self.header(lsn)?;
+        let payload = match (&header.body, header.origin) {
+            (Body::Command, Some(_)) if header.length == 0 => Bytes::new(),
+            (Body::Command, Some(origin)) => {
+                let (digest, payload) = self.payloads.get(&(origin.client, origin.request))?;
+                (*digest == header.digest).then(|| payload.clone())?
+            }
+            (_, _) => Bytes::new(),
+        };
+        Some(Entry {
+            header: header.clone(),
+            payload,
+        })
+    }
+
+    fn walk(&self) -> Walk {
+        let observed = self.observed();
+        let mut walk = Walk {
+            entries: Vec::new(),
+            gaps: Vec::new(),
+            last: self.base,
+        };
+        // Gaps are ranges between what is known: an absurd `observed` costs nothing.
+        for lsn in self.known.keys().copied() {
+            let next = walk.last.next();
+            if lsn > observed && (lsn != next || !rule::on(Rule::RebuildPastObserved)) {
+                break;
+            }
+            let Some(entry) = self.supply(lsn) else {
+                if lsn > observed {
+                    break;
+                } else {
+                    continue;
+                };
+            };
+            if lsn > next {
+                walk.gaps.push(next..lsn);
+            }
+            walk.entries.push(entry);
+            walk.last = lsn;
+        }
+        if walk.last < observed {
+            walk.gaps.push(walk.last.next()..observed.next());
+            walk.last = observed;
+        }
+        walk
+    }
+
+    /// How far the recovery is.
+    pub fn status(&self) -> RecoveryStatus {
+        let awaited = self.awaited();
+        let pulling = self.is_pulling();
+        let walk = self.walk();
+        let known = self
+            .known
+            .last_key_value()
+            .map_or(self.base, |(lsn, _)| *lsn);
+        let phase = match () {
+            () if self.conflict.is_some() => "conflict",
+            () if self.judging.is_some() => "judging",
+            () if !awaited.is_empty() => "roll-call",
+            () if pulling => "pulling",
+            () if !walk.gaps.is_empty() => "gaps",
+            () => "concluding",
+        };
+        let lost_by_stop = walk
+            .gaps
+            .first()
+            .map_or(0, |gap| self.observed().max(known).0 + 1 - gap.start.0);
+        let owed = self
+            .reporters
+            .values()
+            .flat_map(|reporter| reporter.wanted.values().chain(reporter.asked.values()));
+        let owed: u64 = owed.map(|length| u64::from(*length)).sum();
+        let pulled_bytes = self
+            .payloads
+            .values()
+            .map(|(_, payload)| payload.len() as u64)
+            .sum();
+        RecoveryStatus {
+            phase: phase.to_owned(),
+            base: self.base,
+            observed: self.observed(),
+            known,
+            reported: self.roster.len() - awaited.len(),
+            roster: self.roster.len(),
+            awaited,
+            pulled_bytes,
+            wanted_bytes: pulled_bytes + owed,
+            missing: walk.gaps,
+            lost_by_stop,
+            conflict: self.conflict.as_ref().map(|(error, _)| error.clone()),
+            accused: self
+                .conflict
+                .as_ref()
+                .map(|(_, who)| who.clone())
+                .unwrap_or_default(),
+        }
+    }
+}
+
+fn vouch(known: &mut BTreeMap<Lsn, Known>, header: Header, client: ClientId) {
+    let variants = known.entry(header.lsn).or_default();
+    if let Some((_, vouchers)) = variants.iter_mut().find(|(variant, _)| *variant == header) {
+        vouchers.insert(client);
+    } else {
+        variants.push((header, BTreeSet::from([client])));
+    }
+}
+
+/// Joins ordered LSNs into half-open ranges.
+fn ranges(lsns: impl Iterator<Item = Lsn>) -> Vec<Range<Lsn>> {
+    let mut ranges: Vec<Range<Lsn>> = Vec::new();
+    for lsn in lsns {
+        match ranges.last_mut() {
+            Some(range) if range.end == lsn => range.end = lsn.next(),
+            _ => ranges.push(lsn..lsn.next()),
+        }
+    }
+    ranges
+}
