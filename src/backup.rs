@@ -15,8 +15,8 @@ use bytes::Bytes;
 use crate::error::{Code, Error, Result};
 use crate::log::{Body, ClusterId, Entry, Epoch, GroupId, Lsn, Record, Target, Time};
 use crate::message::{
-    BackupMessage, ClientMessage, FEATURES, NodeMessage, NodeStatus, PeerHello, PrimaryMessage,
-    Role, SessionStatus, Status, VERSION,
+    BackupMessage, ClientMessage, FEATURES, NodeMessage, NodeStatus, PeerHello, PrimaryMessage, Role, SessionStatus,
+    Status, VERSION,
 };
 use crate::node::{Admin, Conn, Input, Output, RecoveryPolicy, elapsed};
 use crate::primary::{Primary, PrimarySettings, Promoted, check_hello};
@@ -105,16 +105,10 @@ impl Backup {
         let _ = (now, out);
         settings.primary.validate()?;
         if settings.domain.is_empty() {
-            return Err(Error::new(
-                Code::InvalidArgument,
-                "domain: the backup's failure domain has to be declared",
-            ));
+            return Err(Error::new(Code::InvalidArgument, "domain: the backup's failure domain has to be declared"));
         }
         if marks.promised.node == marks.node && marks.promised != Epoch::ZERO {
-            let why = format!(
-                "this node minted epoch {}: start it as a primary, and it will recover",
-                marks.promised
-            );
+            let why = format!("this node minted epoch {}: start it as a primary, and it will recover", marks.promised);
             return Err(Error::new(Code::InvalidArgument, why));
         }
         Ok(Self {
@@ -256,16 +250,9 @@ impl Backup {
 
     /// The reign of the last `EpochStart` that is durable.
     fn epoch_at_durable(&self) -> Epoch {
-        let starts = self
-            .behind
-            .iter()
-            .filter(|record| record.lsn() <= self.durable);
-        let start = starts
-            .filter(|record| matches!(record.entry.header.body, Body::EpochStart(_)))
-            .next_back();
-        start.map_or(self.state.epoch_at(self.durable), |record| {
-            record.entry.header.epoch
-        })
+        let mut starts = self.behind.iter().filter(|record| record.lsn() <= self.durable);
+        let start = starts.rfind(|record| matches!(record.entry.header.body, Body::EpochStart(_)));
+        start.map_or(self.state.epoch_at(self.durable), |record| record.entry.header.epoch)
     }
 
     fn on_primary(&mut self, conn: Conn, message: PrimaryMessage, out: &mut Vec<Output>) {
@@ -274,32 +261,23 @@ impl Backup {
             return;
         }
         let done = match message {
-            PrimaryMessage::Welcome {
-                version,
-                cluster,
-                group,
-                endpoint,
-                ..
-            } => self.on_welcome(version, cluster, group, endpoint, out),
+            PrimaryMessage::Welcome { version, cluster, group, endpoint, .. } => {
+                self.on_welcome(version, cluster, group, endpoint, out)
+            }
             PrimaryMessage::Refused(error) => {
                 self.unlink(out);
                 // A log that cannot follow will not follow later: say so until somebody acts.
                 out.push(Output::Event(crate::node::NodeEvent::Refused(error)));
                 Ok(())
             }
-            _ if !self.link.as_ref().is_some_and(|link| link.welcomed) => Err(Error::new(
-                Code::Protocol,
-                "the first message of a primary is a welcome",
-            )),
+            _ if !self.link.as_ref().is_some_and(|link| link.welcomed) => {
+                Err(Error::new(Code::Protocol, "the first message of a primary is a welcome"))
+            }
             PrimaryMessage::Promise { epoch } => self.on_promise(epoch, out),
             PrimaryMessage::Fetch { epoch, from } => self.on_fetch(conn, epoch, from, out),
-            PrimaryMessage::Append {
-                epoch,
-                base,
-                stable,
-                echo,
-                records,
-            } => self.on_append(epoch, base, stable, echo, records, out),
+            PrimaryMessage::Append { epoch, base, stable, echo, records } => {
+                self.on_append(epoch, base, stable, echo, records, out)
+            }
             PrimaryMessage::Grant { epoch } => self.on_grant(epoch, out),
         };
         if let Err(error) = done {
@@ -331,10 +309,7 @@ impl Backup {
             self.marks.group = group;
             self.save_marks(out);
         } else if (self.marks.cluster, self.marks.group) != (cluster, group) {
-            let why = format!(
-                "this log belongs to group {} of cluster {}",
-                self.marks.group, self.marks.cluster
-            );
+            let why = format!("this log belongs to group {} of cluster {}", self.marks.group, self.marks.cluster);
             return Err(Error::new(Code::WrongCluster, why));
         }
         if let Some(link) = &mut self.link {
@@ -348,10 +323,7 @@ impl Backup {
         if epoch >= self.marks.promised || !rule::on(Rule::RefuseOldEpoch) {
             return Ok(());
         }
-        let why = format!(
-            "epoch {epoch} is over: this backup promised {}",
-            self.marks.promised
-        );
+        let why = format!("epoch {epoch} is over: this backup promised {}", self.marks.promised);
         Err(Error::new(Code::Deposed, why))
     }
 
@@ -392,46 +364,23 @@ impl Backup {
             && ((self.saved >= save && settled) || !rule::on(Rule::PromiseDurable))
         {
             link.promise = None;
-            out.push(Output::ToPrimary(
-                link.conn,
-                BackupMessage::Promised {
-                    epoch,
-                    end: durable,
-                    last,
-                },
-            ));
+            out.push(Output::ToPrimary(link.conn, BackupMessage::Promised { epoch, end: durable, last }));
         }
     }
 
-    fn on_fetch(
-        &mut self,
-        conn: Conn,
-        epoch: Epoch,
-        from: Lsn,
-        out: &mut Vec<Output>,
-    ) -> Result<()> {
+    fn on_fetch(&mut self, conn: Conn, epoch: Epoch, from: Lsn, out: &mut Vec<Output>) -> Result<()> {
         if epoch != self.marks.promised {
             let why = format!("a fetch in epoch {epoch}, which was not promised");
             return Err(Error::new(Code::WrongEpoch, why));
         }
-        out.push(Output::Read {
-            conn,
-            from,
-            bytes_max: 1 << 20,
-        });
+        out.push(Output::Read { conn, from, bytes_max: 1 << 20 });
         Ok(())
     }
 
     fn on_read(&mut self, conn: Conn, mut records: Vec<Record>, out: &mut Vec<Output>) {
         records.retain(|record| record.lsn() <= self.durable);
         if self.link.as_ref().is_some_and(|link| link.conn == conn) {
-            out.push(Output::ToPrimary(
-                conn,
-                BackupMessage::Records {
-                    epoch: self.marks.promised,
-                    records,
-                },
-            ));
+            out.push(Output::ToPrimary(conn, BackupMessage::Records { epoch: self.marks.promised, records }));
         }
     }
 
@@ -458,11 +407,8 @@ impl Backup {
             let digest = header.digest;
             let intact = header.body != Body::Command || digest.verifies(&record.entry.payload);
             if record.lsn() != self.appended.next() || !intact {
-                let why = format!(
-                    "record {} is damaged or out of order: {} is next",
-                    record.lsn(),
-                    self.appended.next()
-                );
+                let why =
+                    format!("record {} is damaged or out of order: {} is next", record.lsn(), self.appended.next());
                 return Err(Error::new(Code::Protocol, why));
             }
             if let Body::EpochStart(_) = header.body {
@@ -492,22 +438,13 @@ impl Backup {
     /// Says what is durable, whenever that is news.
     fn acknowledge(&mut self, out: &mut Vec<Output>) {
         let (in_sync, marked) = (self.in_sync, self.saved == self.saves);
-        let durable = if rule::on(Rule::AckDurable) {
-            self.durable
-        } else {
-            self.appended
-        };
+        let durable = if rule::on(Rule::AckDurable) { self.durable } else { self.appended };
         let Some(link) = &mut self.link else { return };
         let Some(epoch) = link.epoch else { return };
         let news = (durable, link.echo, in_sync);
         if marked && link.promise.is_none() && news != link.acknowledged {
             link.acknowledged = news;
-            let ack = BackupMessage::Ack {
-                epoch,
-                durable,
-                echo: link.echo,
-                in_sync,
-            };
+            let ack = BackupMessage::Ack { epoch, durable, echo: link.echo, in_sync };
             out.push(Output::ToPrimary(link.conn, ack));
         }
     }
@@ -515,11 +452,7 @@ impl Backup {
     /// How far the log may be applied: what is durable, and not provisional.
     fn certain(&self) -> Lsn {
         let known = self.marks.reign == self.last || self.marks.reign == Epoch::ZERO;
-        if known {
-            self.durable
-        } else {
-            self.durable.min(self.marks.base)
-        }
+        if known { self.durable } else { self.durable.min(self.marks.base) }
     }
 
     fn execute(&mut self, out: &mut Vec<Output>) {
@@ -527,11 +460,7 @@ impl Backup {
         if self.executing > 0 {
             return;
         }
-        let ready = self
-            .behind
-            .iter()
-            .take(APPLY_MAX)
-            .take_while(|record| record.lsn() <= certain);
+        let ready = self.behind.iter().take(APPLY_MAX).take_while(|record| record.lsn() <= certain);
         let commands: Vec<Entry> = ready
             .clone()
             .filter(|record| record.entry.header.body == Body::Command)
@@ -542,10 +471,7 @@ impl Backup {
             self.on_executed(Vec::new(), out);
             self.execute(out);
         } else if self.executing > 0 {
-            out.push(Output::Execute {
-                commands,
-                queries: Vec::new(),
-            });
+            out.push(Output::Execute { commands, queries: Vec::new() });
         }
     }
 
@@ -555,8 +481,7 @@ impl Backup {
             let Some(record) = self.behind.pop_front() else {
                 return;
             };
-            let reply = (record.entry.header.body == Body::Command)
-                .then(|| replies.next().unwrap_or_default());
+            let reply = (record.entry.header.body == Body::Command).then(|| replies.next().unwrap_or_default());
             if let Err(error) = self.state.apply(&record, reply) {
                 self.fail(error, out);
                 return;
@@ -567,10 +492,7 @@ impl Backup {
     /// The log is safe on disk; the state computed from it is not to be trusted.
     fn fail(&mut self, error: Error, out: &mut Vec<Output>) {
         if let Some(link) = self.link.take() {
-            out.push(Output::ToPrimary(
-                link.conn,
-                BackupMessage::Failed(error.clone()),
-            ));
+            out.push(Output::ToPrimary(link.conn, BackupMessage::Failed(error.clone())));
             out.push(Output::Close(link.conn));
         }
         self.failure = Some(error.clone());
@@ -585,34 +507,22 @@ impl Backup {
                 out.push(Output::Event(crate::node::NodeEvent::Stopped(false)));
                 Ok(())
             }
-            Admin::Resolve(_) | Admin::Exclude(_) | Admin::EndSession(_) => Err(Error::new(
-                Code::NotPrimary,
-                "this node is a backup; promote it first, or ask the primary",
-            )),
+            Admin::Resolve(_) | Admin::Exclude(_) | Admin::EndSession(_) => {
+                Err(Error::new(Code::NotPrimary, "this node is a backup; promote it first, or ask the primary"))
+            }
         };
         out.push(Output::AdminDone(done));
     }
 
-    fn promote(
-        &mut self,
-        force: bool,
-        policy: RecoveryPolicy,
-        out: &mut Vec<Output>,
-    ) -> Result<()> {
+    fn promote(&mut self, force: bool, policy: RecoveryPolicy, out: &mut Vec<Output>) -> Result<()> {
         if let Some(error) = &self.failure {
             return Err(error.clone());
         }
         if self.promotion.is_some() {
-            return Err(Error::new(
-                Code::InvalidArgument,
-                "the promotion is under way already",
-            ));
+            return Err(Error::new(Code::InvalidArgument, "the promotion is under way already"));
         }
         if self.state.epoch() == Epoch::ZERO {
-            return Err(Error::new(
-                Code::NotInSync,
-                "this backup never followed anybody: there is nothing to promote",
-            ));
+            return Err(Error::new(Code::NotInSync, "this backup never followed anybody: there is nothing to promote"));
         }
         if !self.in_sync && !force && rule::on(Rule::InSyncOnly) {
             let why = "this backup was never in sync with its primary, so acknowledged writes may be missing: promote it \
@@ -620,12 +530,7 @@ impl Backup {
             return Err(Error::new(Code::NotInSync, why));
         }
         self.unlink(out);
-        self.promotion = Some(Promotion {
-            force,
-            policy,
-            save: None,
-            done: false,
-        });
+        self.promotion = Some(Promotion { force, policy, save: None, done: false });
         Ok(())
     }
 
@@ -639,30 +544,22 @@ impl Backup {
             None if self.durable == self.appended => {
                 self.go_back_to_base(out);
                 let force = promotion.force && !self.in_sync;
-                let epoch = self
-                    .marks
-                    .promised
-                    .max(self.last)
-                    .successor(self.marks.node, force);
+                let epoch = self.marks.promised.max(self.last).successor(self.marks.node, force);
                 self.marks.promised = epoch;
                 self.marks.reign = epoch;
                 self.marks.base = self.appended;
                 let save = self.save_marks(out);
-                self.promotion = Some(Promotion {
-                    save: Some(save),
-                    ..promotion
-                });
+                self.promotion = Some(Promotion { save: Some(save), ..promotion });
                 self.go_on_promoting(out);
             }
-            Some(save) if self.saved >= save || !rule::on(Rule::PromiseDurable) => {
-                // The promised reign has no `EpochStart` yet, but everything below its base is certain.
-                if self.state.end() == self.appended && self.executing == 0 {
-                    self.promotion = Some(Promotion {
-                        done: true,
-                        ..promotion
-                    });
-                    out.push(Output::Promote);
-                }
+            // The promised reign has no `EpochStart` yet, but everything below its base is certain.
+            Some(save)
+                if (self.saved >= save || !rule::on(Rule::PromiseDurable))
+                    && self.state.end() == self.appended
+                    && self.executing == 0 =>
+            {
+                self.promotion = Some(Promotion { done: true, ..promotion });
+                out.push(Output::Promote);
             }
             _ => {}
         }
@@ -676,16 +573,9 @@ impl Backup {
     pub fn into_primary(self, now: Time, out: &mut Vec<Output>) -> Primary {
         let promotion = self.promotion.expect("promoted");
         assert!(promotion.done, "promoted");
-        assert_eq!(
-            self.state.end(),
-            self.appended,
-            "the log is applied up to its base"
-        );
-        let settings = PrimarySettings {
-            domain: self.settings.domain,
-            endpoint: self.settings.endpoint,
-            ..self.settings.primary
-        };
+        assert_eq!(self.state.end(), self.appended, "the log is applied up to its base");
+        let settings =
+            PrimarySettings { domain: self.settings.domain, endpoint: self.settings.endpoint, ..self.settings.primary };
         let forced = promotion.force && !self.in_sync;
         let promoted = Promoted {
             settings,
@@ -704,10 +594,7 @@ impl Backup {
         let done = match message {
             ClientMessage::Hello(hello) => {
                 if self.marks.cluster == ClusterId(0) {
-                    Err(Error::new(
-                        Code::NotPrimary,
-                        "this backup is new and has not met its primary yet",
-                    ))
+                    Err(Error::new(Code::NotPrimary, "this backup is new and has not met its primary yet"))
                 } else {
                     check_hello(&hello, self.marks.cluster, self.marks.group)
                 }
@@ -717,10 +604,7 @@ impl Backup {
         match done {
             Ok(()) => {
                 self.streams.insert(conn);
-                out.push(Output::ToClient(
-                    conn,
-                    NodeMessage::Status(self.wire_status()),
-                ));
+                out.push(Output::ToClient(conn, NodeMessage::Status(self.wire_status())));
             }
             Err(error) => {
                 self.streams.remove(&conn);
@@ -731,10 +615,7 @@ impl Backup {
     }
 
     fn wire_status(&self) -> Status {
-        let endpoints = [
-            self.settings.endpoint.clone(),
-            self.primary_endpoint.clone(),
-        ];
+        let endpoints = [self.settings.endpoint.clone(), self.primary_endpoint.clone()];
         Status {
             version: VERSION,
             features: FEATURES,
@@ -742,39 +623,28 @@ impl Backup {
             group: self.marks.group,
             node: self.marks.node,
             domain: self.settings.domain.clone(),
-            role: if self.failure.is_some() {
-                Role::Stopped
-            } else {
-                Role::Backup
-            },
+            role: if self.failure.is_some() { Role::Stopped } else { Role::Backup },
             epoch: self.marks.promised,
-            endpoints: endpoints
-                .into_iter()
-                .filter(|endpoint| !endpoint.is_empty())
-                .collect(),
+            endpoints: endpoints.into_iter().filter(|endpoint| !endpoint.is_empty()).collect(),
         }
     }
 
     /// What the node is doing, for operators.
     pub fn status(&self, now: Time) -> NodeStatus {
-        let sessions = self
-            .state
-            .sessions()
-            .iter()
-            .map(|(client, session)| SessionStatus {
-                client: *client,
-                domain: session.info.domain.clone(),
-                state: match session.standing {
-                    Standing::On => "on",
-                    Standing::Suspended => "suspended",
-                    Standing::Absent => "absent",
-                }
-                .to_owned(),
-                connected: false,
-                last: session.last,
-                held_entries: 0,
-                held_bytes: 0,
-            });
+        let sessions = self.state.sessions().iter().map(|(client, session)| SessionStatus {
+            client: *client,
+            domain: session.info.domain.clone(),
+            state: match session.standing {
+                Standing::On => "on",
+                Standing::Suspended => "suspended",
+                Standing::Absent => "absent",
+            }
+            .to_owned(),
+            connected: false,
+            last: session.last,
+            held_entries: 0,
+            held_bytes: 0,
+        });
         let bytes = self.behind.iter().map(Record::cost).sum();
         let oldest = self.behind.front().map(|record| record.entry.header.time);
         NodeStatus {
@@ -796,24 +666,9 @@ impl Backup {
     }
 
     fn check(&self) {
-        assert!(
-            self.durable <= self.appended,
-            "durable {} past what was appended, {}",
-            self.durable,
-            self.appended
-        );
-        assert!(
-            self.state.end() <= self.durable,
-            "applied past what is durable"
-        );
-        assert!(
-            self.saved <= self.saves,
-            "marks saved that nobody asked for"
-        );
-        assert_eq!(
-            self.state.end().0 + self.behind.len() as u64,
-            self.appended.0,
-            "I1: nothing is skipped"
-        );
+        assert!(self.durable <= self.appended, "durable {} past what was appended, {}", self.durable, self.appended);
+        assert!(self.state.end() <= self.durable, "applied past what is durable");
+        assert!(self.saved <= self.saves, "marks saved that nobody asked for");
+        assert_eq!(self.state.end().0 + self.behind.len() as u64, self.appended.0, "I1: nothing is skipped");
     }
 }

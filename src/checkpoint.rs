@@ -23,11 +23,7 @@ impl Watermarks {
     /// # Panics
     /// If `stable` lies past `head`.
     pub fn new(head: Lsn, stable: Lsn) -> Self {
-        let marks = Self {
-            head,
-            logged: head,
-            stable,
-        };
+        let marks = Self { head, logged: head, stable };
         marks.check();
         marks
     }
@@ -88,17 +84,7 @@ impl Watermarks {
 
     /// Asserts the order of the marks.
     pub fn check(&self) {
-        assert!(
-            self.stable <= self.head,
-            "stable {} past head {}",
-            self.stable,
-            self.head
-        );
-        assert!(
-            self.logged <= self.head,
-            "logged {} past head {}",
-            self.logged,
-            self.head
-        );
+        assert!(self.stable <= self.head, "stable {} past head {}", self.stable, self.head);
+        assert!(self.logged <= self.head, "logged {} past head {}", self.logged, self.head);
     }
 }

@@ -19,14 +19,13 @@ use bytes::Bytes;
 
 use crate::error::{Code, Error, Result};
 use crate::log::{Digest, Epoch, HEADER_COST, Level, Lsn, Request, Tag, Time};
-use crate::message::{
-    Attach, ClientFrame, ClientMessage, FEATURES, Hello, NodeFrame, NodeMessage, Outcome, Payloads,
-    Query, Report, ReportItem, Response, Role, Status, VERSION, Welcome, Write,
-};
+use crate::message::{ClientMessage, NodeMessage, Outcome, Status};
 use crate::node::Conn;
 use crate::rule::{self, Rule};
 
 pub mod image;
+mod stream;
+mod traffic;
 
 pub use image::{CacheImage, CacheOp, Command, Identity, Verdict, verdict};
 
@@ -50,12 +49,7 @@ pub struct ClientSettings {
 
 impl Default for ClientSettings {
     fn default() -> Self {
-        Self {
-            cache_bytes_max: 256 << 20,
-            confirm_delay_us: 2_000,
-            queries_max: 512,
-            volatile: false,
-        }
+        Self { cache_bytes_max: 256 << 20, confirm_delay_us: 2_000, queries_max: 512, volatile: false }
     }
 }
 
@@ -236,12 +230,7 @@ impl Client {
     ///
     /// # Panics
     /// If `image` has no identity.
-    pub fn new(
-        settings: ClientSettings,
-        image: CacheImage,
-        now: Time,
-        out: &mut Vec<ClientOutput>,
-    ) -> Self {
+    pub fn new(settings: ClientSettings, image: CacheImage, now: Time, out: &mut Vec<ClientOutput>) -> Self {
         let _ = now;
         assert!(image.identity.is_some(), "a client has an identity");
         let mut client = Self {
@@ -303,10 +292,7 @@ impl Client {
 
     /// The epoch of the established session.
     pub fn attached(&self) -> Option<Epoch> {
-        self.session
-            .as_ref()
-            .filter(|session| session.live.is_some())
-            .map(|session| session.epoch)
+        self.session.as_ref().filter(|session| session.live.is_some()).map(|session| session.epoch)
     }
 
     /// How many commands have a number and were not sent yet.
@@ -322,15 +308,7 @@ impl Client {
         self.check_call(&payload)?;
         self.last = self.last.next();
         let digest = Digest::crc32(&payload);
-        self.unsent.insert(
-            self.last,
-            Unsent {
-                payload,
-                level,
-                digest,
-                withdrawn: false,
-            },
-        );
+        self.unsent.insert(self.last, Unsent { payload, level, digest, withdrawn: false });
         Ok(self.last)
     }
 
@@ -341,11 +319,7 @@ impl Client {
     pub fn try_write(&mut self, payload: Bytes, level: Level) -> Result<Request> {
         self.check_call(&payload)?;
         let busy = |why: &str| Err(Error::new(Code::Busy, why));
-        let Some(live) = self
-            .session
-            .as_ref()
-            .and_then(|session| session.live.as_ref())
-        else {
+        let Some(live) = self.session.as_ref().and_then(|session| session.live.as_ref()) else {
             return busy("no session is established");
         };
         let request = self.last.next();
@@ -379,20 +353,10 @@ impl Client {
     pub fn query(&mut self, payload: Bytes, level: Level) -> Result<u64> {
         self.check_call(&payload)?;
         if self.asking.len() >= self.settings.queries_max {
-            return Err(Error::new(
-                Code::Busy,
-                format!("{} queries are under way", self.asking.len()),
-            ));
+            return Err(Error::new(Code::Busy, format!("{} queries are under way", self.asking.len())));
         }
         self.last_query += 1;
-        self.asking.insert(
-            self.last_query,
-            Asking {
-                payload,
-                level,
-                sent: false,
-            },
-        );
+        self.asking.insert(self.last_query, Asking { payload, level, sent: false });
         Ok(self.last_query)
     }
 
@@ -420,11 +384,8 @@ impl Client {
             return Err(Error::new(Code::Closed, "the session is closed"));
         }
         if payload.len() as u64 > self.command_bytes_max {
-            let why = format!(
-                "{} bytes are more than the service's limit of {}",
-                payload.len(),
-                self.command_bytes_max
-            );
+            let why =
+                format!("{} bytes are more than the service's limit of {}", payload.len(), self.command_bytes_max);
             return Err(Error::new(Code::TooLarge, why));
         }
         Ok(())
@@ -451,616 +412,18 @@ impl Client {
 
     fn open_gate(&mut self, out: &mut Vec<ClientOutput>) {
         let open = !rule::on(Rule::CacheBeforeConfirm);
-        while self
-            .gated
-            .front()
-            .is_some_and(|(needed, _)| *needed <= self.stored || open)
-        {
+        while self.gated.front().is_some_and(|(needed, _)| *needed <= self.stored || open) {
             out.extend(self.gated.pop_front().map(|(_, output)| output));
         }
     }
 
-    fn on_connected(&mut self, conn: Conn, out: &mut Vec<ClientOutput>) {
-        let _ = out;
-        let identity = self
-            .image
-            .identity
-            .as_ref()
-            .expect("a client has an identity");
-        let hello = Hello {
-            version: VERSION,
-            features: FEATURES,
-            cluster: identity.cluster,
-            group: identity.group,
-            epoch: self.image.reported,
-        };
-        self.gate(ClientOutput::Send(conn, ClientMessage::Hello(hello)));
-    }
-
-    fn on_gone(&mut self, conn: Conn, out: &mut Vec<ClientOutput>) {
-        self.nodes.remove(&conn);
-        if self
-            .session
-            .as_ref()
-            .is_some_and(|session| session.conn == conn)
-        {
-            self.end_stream();
-        }
-        self.choose(out);
-    }
-
-    fn end_stream(&mut self) {
-        self.session = None;
-        self.confirm_due = None;
-        self.asking
-            .values_mut()
-            .for_each(|asking| asking.sent = false);
-    }
-
-    fn on_message(
-        &mut self,
-        now: Time,
-        conn: Conn,
-        message: NodeMessage,
-        out: &mut Vec<ClientOutput>,
-    ) {
-        if let NodeMessage::Status(status) = message {
-            self.on_status(conn, status, out);
-            return;
-        }
-        if self
-            .session
-            .as_ref()
-            .is_none_or(|session| session.conn != conn)
-        {
-            if let NodeMessage::Refused(error) = message {
-                self.gate(ClientOutput::Event(ClientEvent::Refused(error)));
-                self.nodes.remove(&conn);
-            }
-            return;
-        }
-        match message {
-            NodeMessage::Status(_) => {}
-            NodeMessage::Waiting(error) => {
-                self.gate(ClientOutput::Event(ClientEvent::Waiting(error)))
-            }
-            NodeMessage::RollCall { epoch, of, base } => self.on_roll_call(epoch, of, base),
-            NodeMessage::Pull { epoch, requests } => self.on_pull(epoch, &requests),
-            NodeMessage::Welcome(welcome) => self.on_welcome(welcome, out),
-            NodeMessage::Frame(frame) => self.on_frame(now, frame, out),
-            NodeMessage::Refused(error) => self.on_refused(conn, error, out),
-        }
-    }
-
-    fn on_status(&mut self, conn: Conn, status: Status, out: &mut Vec<ClientOutput>) {
-        let identity = self
-            .image
-            .identity
-            .as_ref()
-            .expect("a client has an identity");
-        let ours = (identity.cluster, identity.group);
-        if ours == (None, None) {
-            let known = Identity {
-                cluster: Some(status.cluster),
-                group: Some(status.group),
-                ..identity.clone()
-            };
-            self.keep(CacheOp::Identity(known));
-        } else if ours != (Some(status.cluster), Some(status.group)) || status.version != VERSION {
-            let why = format!(
-                "node {} belongs to cluster {} (protocol {})",
-                status.node, status.cluster, status.version
-            );
-            self.gate(ClientOutput::Event(ClientEvent::Refused(Error::new(
-                Code::WrongCluster,
-                why,
-            ))));
-            out.push(ClientOutput::Close(conn));
-            return;
-        }
-        if !status.endpoints.is_empty() {
-            self.gate(ClientOutput::Endpoints(status.endpoints.clone()));
-        }
-        self.nodes.insert(conn, status);
-        self.choose(out);
-    }
-
-    /// Attaches to the node of the highest epoch that serves or recovers, never to one below what was reported to.
-    fn choose(&mut self, out: &mut Vec<ClientOutput>) {
-        let serves = |status: &Status| matches!(status.role, Role::Primary | Role::Recovering);
-        let nodes = self
-            .nodes
-            .iter()
-            .filter(|(_, status)| serves(status) && status.epoch >= self.image.reported);
-        let Some((conn, status)) = nodes.max_by_key(|(conn, status)| (status.epoch, **conn)) else {
-            return;
-        };
-        let (conn, epoch) = (*conn, status.epoch);
-        if let Some(session) = &self.session {
-            if epoch < session.epoch
-                || (epoch == session.epoch && self.nodes.contains_key(&session.conn))
-            {
-                return;
-            }
-            if session.conn != conn {
-                // Let the older primary see that this client is gone.
-                out.push(ClientOutput::Close(session.conn));
-                self.nodes.remove(&session.conn);
-            }
-            self.end_stream();
-        }
-        if epoch > self.image.reported {
-            self.keep(CacheOp::Reported(epoch));
-        }
-        self.session = Some(Session {
-            conn,
-            epoch,
-            live: None,
-        });
-        let identity = self
-            .image
-            .identity
-            .as_ref()
-            .expect("a client has an identity");
-        let attach = Attach {
-            epoch,
-            client: identity.client,
-            incarnation: self.image.incarnation,
-            domain: identity.domain.clone(),
-            role: identity.role,
-            fresh: !self.image.welcomed,
-            from: self.image.first_unanswered(),
-            oldest: self.image.oldest_epoch(),
-            observed_epoch: self.image.observed.0,
-            observed: self.image.observed.1,
-        };
-        self.store(out);
-        self.gate(ClientOutput::Send(conn, ClientMessage::Attach(attach)));
-    }
-
-    fn to_session(&mut self, message: ClientMessage) {
-        if let Some(session) = &self.session {
-            let conn = session.conn;
-            self.gate(ClientOutput::Send(conn, message));
-        }
-    }
-
-    fn is_session_epoch(&self, epoch: Epoch) -> bool {
-        self.session
-            .as_ref()
-            .is_some_and(|session| session.epoch == epoch)
-    }
-
-    /// Reports everything above `base` that this client may vouch for, and that it is all.
-    fn on_roll_call(&mut self, epoch: Epoch, of: Epoch, base: Lsn) {
-        if !self.is_session_epoch(epoch) {
-            return;
-        }
-        self.gate(ClientOutput::Event(ClientEvent::Recovering { epoch }));
-        let client = self
-            .image
-            .identity
-            .as_ref()
-            .expect("a client has an identity")
-            .client;
-        let mut items = Vec::new();
-        for (request, command) in &self.image.commands {
-            let in_doubt = ReportItem::InDoubt {
-                request: *request,
-                length: u32::try_from(command.payload.len()).unwrap_or(u32::MAX),
-                digest: command.digest,
-            };
-            match command.header(client, *request) {
-                Some(header) if header.epoch == of && header.lsn > base => {
-                    items.push(ReportItem::Held {
-                        header,
-                        reply: command.reply,
-                    });
-                }
-                _ if command.reply.is_none() => items.push(in_doubt),
-                Some(header) if !rule::on(Rule::ReportEpoch) => {
-                    items.push(ReportItem::Held {
-                        header,
-                        reply: command.reply,
-                    });
-                }
-                _ => {}
-            }
-        }
-        let vouched = self
-            .image
-            .headers
-            .range((of, base.next())..)
-            .take_while(|((epoch, _), _)| *epoch == of);
-        items.extend(vouched.map(|(_, header)| ReportItem::Header(header.clone())));
-        let (observed, stable) = (self.image.observed, self.image.stable);
-        let mut items = items.into_iter().peekable();
-        loop {
-            let part: Vec<ReportItem> = items.by_ref().take(REPORT_ITEMS).collect();
-            let end = items.peek().is_none();
-            self.to_session(ClientMessage::Report(Report {
-                epoch,
-                items: part,
-                observed,
-                stable,
-                end,
-            }));
-            if end {
-                break;
-            }
-        }
-    }
-
-    fn on_pull(&mut self, epoch: Epoch, requests: &[Request]) {
-        if !self.is_session_epoch(epoch) {
-            return;
-        }
-        let mut items = Vec::new();
-        let mut bytes = 0;
-        for request in requests {
-            let Some(command) = self.image.commands.get(request) else {
-                continue;
-            };
-            bytes += command.payload.len() as u64;
-            items.push((*request, command.payload.clone()));
-            if bytes >= FRAME_BYTES {
-                bytes = 0;
-                let items = std::mem::take(&mut items);
-                self.to_session(ClientMessage::Payloads(Payloads { epoch, items }));
-            }
-        }
-        if !items.is_empty() {
-            self.to_session(ClientMessage::Payloads(Payloads { epoch, items }));
-        }
-    }
-
-    /// The session is established; whatever older reigns left behind gets its verdict.
-    fn on_welcome(&mut self, welcome: Welcome, out: &mut Vec<ClientOutput>) {
-        let Welcome {
-            epoch,
-            stable,
-            reigns,
-            window,
-            window_bytes,
-            command_bytes_max,
-            ..
-        } = welcome;
-        if !self.is_session_epoch(epoch) {
-            return;
-        }
-        self.tell_lost(epoch, &reigns);
-        if !self.image.welcomed {
-            self.keep(CacheOp::Welcomed);
-        }
-        self.keep(CacheOp::Verdict(epoch, reigns));
-        self.keep(CacheOp::Stable(epoch, stable));
-        self.store(out);
-        self.command_bytes_max = command_bytes_max;
-        let next = self.image.first_unanswered();
-        if let Some(session) = &mut self.session {
-            session.live = Some(Live {
-                seq: 0,
-                confirmed: 0,
-                next,
-                window,
-                window_bytes,
-                close_sent: false,
-            });
-        }
-        self.gate(ClientOutput::Event(ClientEvent::Attached { epoch }));
-    }
-
-    /// Tells the application what of its own, and of what it saw, did not survive.
-    fn tell_lost(&mut self, epoch: Epoch, reigns: &[crate::log::Reign]) {
-        let mut lost = Vec::new();
-        for (request, command) in &self.image.commands {
-            let Some(tag) = command.tag.filter(|tag| tag.epoch < epoch) else {
-                continue;
-            };
-            if command.reply.is_some() && verdict(reigns, tag.epoch, tag.lsn) == Verdict::Superseded
-            {
-                lost.push(ClientEvent::Superseded {
-                    request: *request,
-                    payload: command.payload.clone(),
-                });
-            }
-        }
-        let (of, observed) = self.image.observed;
-        if of < epoch && image::rolled_back(reigns, of, observed) && rule::on(Rule::TellRolledBack)
-        {
-            lost.push(ClientEvent::RolledBack {
-                epoch: of,
-                observed,
-            });
-        }
-        for event in lost {
-            self.gate(ClientOutput::Event(event));
-        }
-    }
-
-    fn on_frame(&mut self, now: Time, frame: NodeFrame, out: &mut Vec<ClientOutput>) {
-        let Some(session) = &mut self.session else {
-            return;
-        };
-        let Some(live) = session
-            .live
-            .as_mut()
-            .filter(|_| session.epoch == frame.epoch)
-        else {
-            return;
-        };
-        let NodeFrame {
-            epoch,
-            seq,
-            stable,
-            manifest,
-            responses,
-            results,
-            closed,
-        } = frame;
-        live.seq = seq;
-        let mut to_hold = !manifest.is_empty();
-        if !manifest.is_empty() {
-            self.keep(CacheOp::Headers(manifest));
-        }
-        let replied = responses
-            .iter()
-            .filter(|response| response.outcome.is_some());
-        let replied = replied.filter_map(|response| response.tag.map(|tag| tag.lsn));
-        let observed = replied.chain(results.iter().map(|result| result.lsn)).max();
-        if let Some(lsn) = observed.filter(|lsn| (epoch, *lsn) > self.image.observed) {
-            self.keep(CacheOp::Observed(epoch, lsn));
-        }
-        let mut done = Vec::new();
-        for response in responses {
-            to_hold |= response.tag.is_some_and(|tag| tag.lsn > stable);
-            done.extend(self.on_response(response));
-        }
-        if (epoch, stable) > self.image.stable {
-            self.keep(CacheOp::Stable(epoch, stable));
-        }
-        self.store(out);
-        for output in done {
-            self.gate(output);
-        }
-        for result in results {
-            if self.asking.remove(&result.id).is_some() {
-                self.gate(ClientOutput::Result {
-                    id: result.id,
-                    result: result.result,
-                });
-            }
-        }
-        if to_hold {
-            self.confirm_due
-                .get_or_insert(now.after(self.settings.confirm_delay_us));
-        }
-        if closed && self.closing {
-            self.ended = true;
-            self.gate(ClientOutput::Closed);
-        }
-    }
-
-    /// Keeps a response's tag and reply. What the application is to hear follows once the cache has them.
-    fn on_response(&mut self, response: Response) -> Option<ClientOutput> {
-        let Response {
-            request,
-            tag,
-            outcome,
-        } = response;
-        let command = self.image.commands.get(&request)?;
-        if command.reply.is_some() {
-            return None;
-        }
-        if let Some(tag) = tag
-            && command.tag != Some(tag)
-        {
-            self.keep(CacheOp::Tag { request, tag });
-        }
-        let outcome = outcome?;
-        match &outcome {
-            Outcome::Reply(reply) => {
-                let reply = Digest::crc32(reply);
-                self.keep(CacheOp::Answered { request, reply });
-            }
-            Outcome::Superseded => self.keep(CacheOp::Superseded(request)),
-        }
-        Some(ClientOutput::Done {
-            request,
-            outcome,
-            tag,
-        })
-    }
-
-    fn on_refused(&mut self, conn: Conn, error: Error, out: &mut Vec<ClientOutput>) {
-        self.nodes.remove(&conn);
-        self.end_stream();
-        if error.code() == Code::SessionExpired {
-            self.ended = true;
-            if self.closing && self.unsent.is_empty() && self.image.unanswered().next().is_none() {
-                self.gate(ClientOutput::Closed);
-            } else {
-                self.gate(ClientOutput::Event(ClientEvent::Expired));
-                self.gate(ClientOutput::Failed(error));
-            }
-            return;
-        }
-        self.gate(ClientOutput::Event(ClientEvent::Refused(error)));
-        out.push(ClientOutput::Close(conn));
-    }
-
-    fn fits_window(&self, live: &Live, request: Request, length: u64) -> bool {
-        let low = self.image.first_unanswered().min(request);
-        let unanswered = self
-            .image
-            .unanswered()
-            .take_while(|(earlier, _)| *earlier < request);
-        let bytes: u64 = unanswered
-            .map(|(_, command)| command.payload.len() as u64)
-            .sum();
-        request.0 - low.0 < live.window && (bytes == 0 || bytes + length <= live.window_bytes)
-    }
-
-    fn fits_cache(&self, length: u64) -> bool {
-        let idle = self.image.commands.is_empty();
-        idle || self.image.bytes + length + HEADER_COST <= self.settings.commands_bytes_max()
-    }
-
-    /// Sends what window and cache have room for, with the confirm that is owed.
-    fn send(&mut self, now: Time, confirm: bool, out: &mut Vec<ClientOutput>) {
-        loop {
-            let Some(session) = &self.session else { return };
-            let (epoch, Some(live)) = (session.epoch, session.live.clone()) else {
-                return;
-            };
-            let mut frame = ClientFrame {
-                epoch,
-                confirm: live.seq,
-                ..ClientFrame::default()
-            };
-            self.gather_writes(&mut frame);
-            for (id, asking) in self.asking.iter_mut().filter(|(_, asking)| !asking.sent) {
-                asking.sent = true;
-                frame.queries.push(Query {
-                    id: *id,
-                    level: asking.level,
-                    payload: asking.payload.clone(),
-                });
-            }
-            let idle = self.unsent.is_empty()
-                && self.image.unanswered().next().is_none()
-                && self.asking.is_empty();
-            frame.close = self.closing && idle && !live.close_sent;
-            let work = !frame.writes.is_empty() || !frame.queries.is_empty() || frame.close;
-            if !work && !(confirm && live.confirmed < live.seq) {
-                if confirm || live.confirmed == live.seq {
-                    self.confirm_due = None;
-                }
-                let _ = now;
-                return;
-            }
-            if let Some(live) = self
-                .session
-                .as_mut()
-                .and_then(|session| session.live.as_mut())
-            {
-                live.confirmed = live.seq;
-                live.close_sent |= frame.close;
-            }
-            self.confirm_due = None;
-            self.store(out);
-            self.to_session(ClientMessage::Frame(frame));
-        }
-    }
-
-    /// Moves commands into `frame`: what is to be sent again first, in order, then what is new.
-    fn gather_writes(&mut self, frame: &mut ClientFrame) {
-        let mut bytes = 0;
-        while bytes < FRAME_BYTES {
-            let Some(live) = self
-                .session
-                .as_ref()
-                .and_then(|session| session.live.as_ref())
-            else {
-                return;
-            };
-            let request = live.next;
-            let write = if let Some(command) = self
-                .image
-                .commands
-                .get(&request)
-                .filter(|command| command.reply.is_none())
-            {
-                if !self.fits_window(live, request, command.payload.len() as u64) {
-                    return;
-                }
-                to_write(request, command)
-            } else if request <= self.image.last {
-                // Answered, or superseded: the number is spent, and only keeps the stream's numbers dense.
-                filler(request)
-            } else if let Some(unsent) = self.unsent.get(&request) {
-                let length = unsent.payload.len() as u64;
-                if !self.fits_window(live, request, length) || !self.fits_cache(length) {
-                    return;
-                }
-                self.first_send(request)
-            } else {
-                return;
-            };
-            bytes += write.payload.len() as u64 + HEADER_COST;
-            frame.writes.push(write);
-            if let Some(live) = self
-                .session
-                .as_mut()
-                .and_then(|session| session.live.as_mut())
-            {
-                live.next = request.next();
-            }
-        }
-        if !rule::on(Rule::ResendInOrder) {
-            frame.writes.reverse();
-        }
-    }
-
-    /// A command leaves for the first time: from now on it is in doubt, and the cache has to have it.
-    fn first_send(&mut self, request: Request) -> Write {
-        let unsent = self
-            .unsent
-            .remove(&request)
-            .expect("looked up by the caller");
-        let command = Command {
-            answered: self.image.first_unanswered().min(request).prev(),
-            level: unsent.level,
-            withdrawn: unsent.withdrawn,
-            digest: unsent.digest,
-            payload: unsent.payload,
-            tag: None,
-            reply: None,
-        };
-        let write = to_write(request, &command);
-        self.keep(CacheOp::Command { request, command });
-        write
-    }
-
     fn check_flushes(&mut self, out: &mut Vec<ClientOutput>) {
         let _ = out;
-        let first = self
-            .unsent
-            .keys()
-            .next()
-            .into_iter()
-            .chain(self.image.commands.keys().next())
-            .min()
-            .copied();
-        let done = self
-            .flushes
-            .iter()
-            .filter(|(_, upto)| first.is_none_or(|first| first > **upto));
+        let first = self.unsent.keys().next().into_iter().chain(self.image.commands.keys().next()).min().copied();
+        let done = self.flushes.iter().filter(|(_, upto)| first.is_none_or(|first| first > **upto));
         for token in done.map(|(token, _)| *token).collect::<Vec<_>>() {
             self.flushes.remove(&token);
             self.gate(ClientOutput::Flushed(token));
         }
-    }
-}
-
-fn to_write(request: Request, command: &Command) -> Write {
-    Write {
-        request,
-        answered: command.answered,
-        level: command.level,
-        withdrawn: command.withdrawn,
-        digest: command.digest,
-        payload: command.payload.clone(),
-    }
-}
-
-fn filler(request: Request) -> Write {
-    Write {
-        request,
-        answered: Request(0),
-        level: Level::Local,
-        withdrawn: true,
-        digest: Digest::crc32(&[]),
-        payload: Bytes::new(),
     }
 }

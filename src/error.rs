@@ -85,10 +85,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 impl Error {
     /// An error of `code` whose `message` says what happened and what to do.
     pub fn new(code: Code, message: impl Into<String>) -> Self {
-        Self {
-            code,
-            message: message.into(),
-        }
+        Self { code, message: message.into() }
     }
 
     /// What went wrong.
@@ -105,15 +102,9 @@ impl Error {
     pub fn kind(&self) -> ErrorKind {
         match self.code {
             Code::SessionReplaced | Code::Deadline => ErrorKind::Retry,
-            Code::WrongEpoch | Code::Deposed | Code::NotPrimary | Code::Recovering => {
-                ErrorKind::Rediscover
-            }
-            Code::Busy | Code::BackupUnavailable | Code::TooManySessions | Code::Locked => {
-                ErrorKind::BackOff
-            }
-            Code::TooLarge | Code::InvalidArgument | Code::WrongCluster | Code::Closed => {
-                ErrorKind::FixCall
-            }
+            Code::WrongEpoch | Code::Deposed | Code::NotPrimary | Code::Recovering => ErrorKind::Rediscover,
+            Code::Busy | Code::BackupUnavailable | Code::TooManySessions | Code::Locked => ErrorKind::BackOff,
+            Code::TooLarge | Code::InvalidArgument | Code::WrongCluster | Code::Closed => ErrorKind::FixCall,
             Code::WrongVersion
             | Code::UnknownKind
             | Code::SessionExpired
@@ -148,9 +139,7 @@ impl From<std::io::Error> for Error {
 impl From<Error> for std::io::Error {
     fn from(error: Error) -> Self {
         let kind = match error.code {
-            Code::Corrupt | Code::WrongVersion | Code::UnknownKind => {
-                std::io::ErrorKind::InvalidData
-            }
+            Code::Corrupt | Code::WrongVersion | Code::UnknownKind => std::io::ErrorKind::InvalidData,
             Code::Locked => std::io::ErrorKind::WouldBlock,
             _ => std::io::ErrorKind::Other,
         };

@@ -120,21 +120,13 @@ pub struct Epoch {
 
 impl Epoch {
     /// Before any reign.
-    pub const ZERO: Epoch = Epoch {
-        generation: 0,
-        number: 0,
-        node: NodeId(0),
-    };
+    pub const ZERO: Epoch = Epoch { generation: 0, number: 0, node: NodeId(0) };
 
     /// The epoch `node` mints after `self`; a `forced` one raises the generation.
     #[must_use]
     pub fn successor(self, node: NodeId, forced: bool) -> Epoch {
         let generation = self.generation.saturating_add(u32::from(forced));
-        Epoch {
-            generation,
-            number: self.number.saturating_add(1),
-            node,
-        }
+        Epoch { generation, number: self.number.saturating_add(1), node }
     }
 }
 
@@ -163,10 +155,7 @@ impl Digest {
 
     /// The CRC-32 of `bytes`.
     pub fn crc32(bytes: &[u8]) -> Self {
-        Self {
-            algorithm: Self::CRC32,
-            value: u64::from(crc32fast::hash(bytes)),
-        }
+        Self { algorithm: Self::CRC32, value: u64::from(crc32fast::hash(bytes)) }
     }
 
     /// Whether `bytes` have this digest. An algorithm this build does not know verifies nothing.
@@ -396,12 +385,7 @@ pub struct Unstable {
 impl Unstable {
     /// Empty, with `next` the LSN that the first record pushed will have.
     pub fn new(next: Lsn) -> Self {
-        Self {
-            records: VecDeque::new(),
-            first: next,
-            bytes: 0,
-            unconfirmed: BTreeSet::new(),
-        }
+        Self { records: VecDeque::new(), first: next, bytes: 0, unconfirmed: BTreeSet::new() }
     }
 
     /// The LSN the next record must have.

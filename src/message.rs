@@ -17,8 +17,7 @@ use bytes::Bytes;
 
 use crate::error::Error;
 use crate::log::{
-    ClientId, ClusterId, Digest, Epoch, GroupId, Header, Level, Lsn, NodeId, Record, Reign,
-    Request, SessionRole, Tag,
+    ClientId, ClusterId, Digest, Epoch, GroupId, Header, Level, Lsn, NodeId, Record, Reign, Request, SessionRole, Tag,
 };
 
 /// The protocol version this build speaks.

@@ -115,18 +115,12 @@ impl PrimarySettings {
     pub fn validate(&self) -> Result<()> {
         let wrong = |why: &str| Err(Error::new(Code::InvalidArgument, why));
         match self {
-            _ if self.domain.is_empty() => {
-                wrong("domain: the primary's failure domain has to be declared")
-            }
-            _ if self.window == 0 || self.batch_max == 0 => {
-                wrong("window and batch_max must not be 0")
-            }
+            _ if self.domain.is_empty() => wrong("domain: the primary's failure domain has to be declared"),
+            _ if self.window == 0 || self.batch_max == 0 => wrong("window and batch_max must not be 0"),
             _ if self.command_bytes_max == 0 || self.command_bytes_max > u64::from(u32::MAX) => {
                 wrong("command_bytes_max must lie between 1 and 4 GiB")
             }
-            _ if self.window_bytes < self.command_bytes_max => {
-                wrong("window_bytes must hold the largest command")
-            }
+            _ if self.window_bytes < self.command_bytes_max => wrong("window_bytes must hold the largest command"),
             _ if self.delta_bytes_max < self.command_bytes_max => {
                 wrong("delta_bytes_max must hold the largest command")
             }
@@ -233,10 +227,7 @@ impl Primary {
             Phase::Recovering(recovery) => recovery.next_timeout(),
             _ => None,
         };
-        [recovery, self.checkpoint_due, self.housekeeping_due]
-            .into_iter()
-            .flatten()
-            .min()
+        [recovery, self.checkpoint_due, self.housekeeping_due].into_iter().flatten().min()
     }
 
     /// The settings.
@@ -324,21 +315,16 @@ impl Primary {
         let stable = self.water.stable();
         for (client, session) in self.state.sessions() {
             let busy = self.in_flight.contains(client) || self.is_executing(*client);
-            let drained =
-                session.last <= stable || !crate::rule::on(crate::rule::Rule::SuspendDrained);
+            let drained = session.last <= stable || !crate::rule::on(crate::rule::Rule::SuspendDrained);
             let old = self.settings.expire_after_us;
             let body = match session.standing {
                 _ if busy || !drained => None,
                 _ if self.ending.contains(client) => Some(Body::Expire),
                 Standing::On => {
                     let since = self.disconnected.get(client);
-                    since
-                        .filter(|since| elapsed(**since, now) >= self.settings.suspend_after_us)
-                        .map(|_| Body::Suspend)
+                    since.filter(|since| elapsed(**since, now) >= self.settings.suspend_after_us).map(|_| Body::Suspend)
                 }
-                Standing::Suspended if old > 0 && elapsed(session.since_time, now) >= old => {
-                    Some(Body::Expire)
-                }
+                Standing::Suspended if old > 0 && elapsed(session.since_time, now) >= old => Some(Body::Expire),
                 Standing::Suspended | Standing::Absent => None,
             };
             due.extend(body.map(|body| (*client, body)));
@@ -351,18 +337,12 @@ impl Primary {
             self.disconnected.remove(&client);
             self.propose(client, body);
         }
-        let suspended = self
-            .state
-            .sessions()
-            .values()
-            .any(|session| session.standing == Standing::Suspended);
+        let suspended = self.state.sessions().values().any(|session| session.standing == Standing::Suspended);
         if !self.disconnected.is_empty() || !self.ending.is_empty() {
-            self.housekeeping_due =
-                Some(now.after((self.settings.suspend_after_us / 4).clamp(1_000, 1_000_000)));
+            self.housekeeping_due = Some(now.after((self.settings.suspend_after_us / 4).clamp(1_000, 1_000_000)));
         } else if suspended && self.settings.expire_after_us > 0 {
-            self.housekeeping_due = Some(
-                now.after((self.settings.expire_after_us / 4).clamp(1_000_000, 3_600_000_000)),
-            );
+            self.housekeeping_due =
+                Some(now.after((self.settings.expire_after_us / 4).clamp(1_000_000, 3_600_000_000)));
         }
     }
 
@@ -424,10 +404,7 @@ impl Primary {
     }
 
     fn wire_status(&self) -> Status {
-        let backup = self
-            .follower
-            .as_ref()
-            .map(|follower| follower.endpoint.clone());
+        let backup = self.follower.as_ref().map(|follower| follower.endpoint.clone());
         let endpoints = [Some(self.settings.endpoint.clone()), backup];
         Status {
             version: VERSION,
@@ -438,11 +415,7 @@ impl Primary {
             domain: self.settings.domain.clone(),
             role: self.role(),
             epoch: self.epoch,
-            endpoints: endpoints
-                .into_iter()
-                .flatten()
-                .filter(|endpoint| !endpoint.is_empty())
-                .collect(),
+            endpoints: endpoints.into_iter().flatten().filter(|endpoint| !endpoint.is_empty()).collect(),
         }
     }
 
@@ -485,10 +458,7 @@ impl Primary {
                 held_bytes,
             }
         });
-        let oldest = self
-            .unstable
-            .get(self.unstable.first())
-            .map(|record| record.entry.header.time);
+        let oldest = self.unstable.get(self.unstable.first()).map(|record| record.entry.header.time);
         NodeStatus {
             status: self.wire_status(),
             head: self.water.head(),
@@ -499,10 +469,7 @@ impl Primary {
             delta_bytes: self.unstable.bytes(),
             delta_age_us: oldest.map_or(0, |time| elapsed(time, now)),
             waiting_writes: self.writes.len() as u64,
-            in_sync: self
-                .follower
-                .as_ref()
-                .is_some_and(|follower| follower.in_sync)
+            in_sync: self.follower.as_ref().is_some_and(|follower| follower.in_sync)
                 && self.state.target() != Target::Own,
             connected: self.follower.is_some(),
             sessions: sessions.collect(),
@@ -514,33 +481,14 @@ impl Primary {
     /// Asserts what must hold between steps.
     fn check(&self) {
         self.water.check();
-        assert_eq!(
-            self.water.head(),
-            self.state.end(),
-            "the log's state is at its head"
-        );
-        assert_eq!(
-            self.unstable.next(),
-            self.water.head().next(),
-            "the unstable log ends at the head"
-        );
+        assert_eq!(self.water.head(), self.state.end(), "the log's state is at its head");
+        assert_eq!(self.unstable.next(), self.water.head().next(), "the unstable log ends at the head");
         assert!(
             self.unstable.first() > self.water.stable() || self.unstable.is_empty(),
             "I9: what is stable is released"
         );
-        assert!(
-            self.saved <= self.saves,
-            "marks saved that nobody asked for"
-        );
-        debug_assert!(
-            self.attached
-                .iter()
-                .all(|(_, conn)| self.streams.contains_key(conn))
-        );
-        debug_assert!(
-            self.admissions
-                .iter()
-                .all(|client| self.attached.contains_key(client))
-        );
+        assert!(self.saved <= self.saves, "marks saved that nobody asked for");
+        debug_assert!(self.attached.iter().all(|(_, conn)| self.streams.contains_key(conn)));
+        debug_assert!(self.admissions.iter().all(|client| self.attached.contains_key(client)));
     }
 }

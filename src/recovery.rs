@@ -33,10 +33,7 @@ pub const GAP_ENTRIES_MAX: u64 = 1 << 20;
 
 /// Where a log must be cut before a node starts on it: what lies past the base of a reign whose `EpochStart` is
 /// not in the log was never promised to anyone. `headers` are those of the records after `marks.base`.
-pub fn provisional_cut<'a>(
-    marks: &Marks,
-    headers: impl Iterator<Item = &'a Header>,
-) -> Option<Lsn> {
+pub fn provisional_cut<'a>(marks: &Marks, headers: impl Iterator<Item = &'a Header>) -> Option<Lsn> {
     if marks.reign == Epoch::ZERO || !rule::on(Rule::BackToBase) {
         return None;
     }
@@ -143,18 +140,8 @@ struct Walk {
 impl Recovery {
     /// A roll call of everybody on `state`'s roster, for what the reign of its last `EpochStart` left above its
     /// end. A node not `in_sync` with that reign (a forced promotion) takes clients' word on what was stable.
-    pub fn new(
-        state: &LogState,
-        in_sync: bool,
-        policy: RecoveryPolicy,
-        credit_bytes: u64,
-        now: Time,
-    ) -> Self {
-        let roster = if rule::on(Rule::AwaitRoster) {
-            state.roster().collect()
-        } else {
-            BTreeSet::new()
-        };
+    pub fn new(state: &LogState, in_sync: bool, policy: RecoveryPolicy, credit_bytes: u64, now: Time) -> Self {
+        let roster = if rule::on(Rule::AwaitRoster) { state.roster().collect() } else { BTreeSet::new() };
         Self {
             of: state.epoch(),
             base: state.end(),
@@ -209,12 +196,7 @@ impl Recovery {
 
     /// The stream of a reporter is gone, and with it the report. Its verified payloads are kept.
     pub fn gone(&mut self, client: ClientId, conn: Conn) {
-        if rule::on(Rule::ReportStands)
-            && self
-                .reporters
-                .get(&client)
-                .is_some_and(|reporter| reporter.conn == conn)
-        {
+        if rule::on(Rule::ReportStands) && self.reporters.get(&client).is_some_and(|reporter| reporter.conn == conn) {
             self.drop_report(client);
         }
     }
@@ -243,10 +225,7 @@ impl Recovery {
             return Ok(());
         };
         if reporter.complete {
-            return Err(Error::new(
-                Code::Protocol,
-                "the report goes on after its end",
-            ));
+            return Err(Error::new(Code::Protocol, "the report goes on after its end"));
         }
         self.progress = now;
         let takes_part = |epoch: Epoch| epoch == self.of || !rule::on(Rule::ReportEpoch);
@@ -258,29 +237,18 @@ impl Recovery {
         }
         for item in part.items {
             match item {
-                ReportItem::InDoubt {
-                    request,
-                    length,
-                    digest,
-                } => {
+                ReportItem::InDoubt { request, length, digest } => {
                     reporter.in_doubt.insert(request, (length, digest));
                 }
                 ReportItem::Held { header, .. } => {
                     let own = header.origin.filter(|origin| origin.client == client);
                     let (Some(origin), Body::Command | Body::Noop) = (own, &header.body) else {
-                        return Err(Error::new(
-                            Code::Protocol,
-                            "a client holds only commands of its own",
-                        ));
+                        return Err(Error::new(Code::Protocol, "a client holds only commands of its own"));
                     };
                     // Part of an unfinished reply: until it is placed the command is in doubt as well.
-                    reporter
-                        .in_doubt
-                        .insert(origin.request, (header.length, header.digest));
+                    reporter.in_doubt.insert(origin.request, (header.length, header.digest));
                     if takes_part(header.epoch) && header.lsn > self.base {
-                        reporter
-                            .held
-                            .insert(origin.request, (header.length, header.digest));
+                        reporter.held.insert(origin.request, (header.length, header.digest));
                         vouch(&mut self.known, header, client);
                     }
                 }
@@ -313,21 +281,12 @@ impl Recovery {
             let (Body::Command, Some(origin)) = (&header.body, header.origin) else {
                 continue;
             };
-            let Some(reporter) = self
-                .reporters
-                .get_mut(&origin.client)
-                .filter(|reporter| reporter.complete)
-            else {
+            let Some(reporter) = self.reporters.get_mut(&origin.client).filter(|reporter| reporter.complete) else {
                 continue;
             };
-            let offered = reporter
-                .held
-                .get(&origin.request)
-                .or_else(|| reporter.in_doubt.get(&origin.request));
-            let here = self
-                .payloads
-                .get(&(origin.client, origin.request))
-                .is_some_and(|(digest, _)| *digest == header.digest);
+            let offered = reporter.held.get(&origin.request).or_else(|| reporter.in_doubt.get(&origin.request));
+            let here =
+                self.payloads.get(&(origin.client, origin.request)).is_some_and(|(digest, _)| *digest == header.digest);
             if header.length > 0
                 && !here
                 && offered == Some(&(header.length, header.digest))
@@ -342,11 +301,7 @@ impl Recovery {
     pub fn pulls(&mut self) -> Vec<(Conn, Vec<Request>)> {
         let mut pulls = Vec::new();
         for reporter in self.reporters.values_mut() {
-            let mut used: u64 = reporter
-                .asked
-                .values()
-                .map(|length| u64::from(*length))
-                .sum();
+            let mut used: u64 = reporter.asked.values().map(|length| u64::from(*length)).sum();
             let mut requests = Vec::new();
             while used < self.credit_bytes {
                 let Some((request, length)) = reporter.wanted.pop_first() else {
@@ -367,12 +322,7 @@ impl Recovery {
     ///
     /// # Errors
     /// [`Code::Conflict`] if one is not what was announced; the reporter is then accused, and the stream should end.
-    pub fn payloads(
-        &mut self,
-        now: Time,
-        client: ClientId,
-        payloads: Payloads,
-    ) -> Result<(), Error> {
+    pub fn payloads(&mut self, now: Time, client: ClientId, payloads: Payloads) -> Result<(), Error> {
         let Some(reporter) = self.reporters.get_mut(&client) else {
             return Ok(());
         };
@@ -381,19 +331,14 @@ impl Recovery {
             if reporter.asked.remove(&request).is_none() {
                 continue;
             }
-            let announced = reporter
-                .held
-                .get(&request)
-                .or_else(|| reporter.in_doubt.get(&request));
+            let announced = reporter.held.get(&request).or_else(|| reporter.in_doubt.get(&request));
             let fits = |(length, digest): &&(u32, Digest)| {
                 payload.len() as u64 == u64::from(*length) && digest.verifies(&payload)
             };
             let Some((_, digest)) = announced.filter(fits) else {
                 return Err(Error::new(
                     Code::Conflict,
-                    format!(
-                        "client {client} announced another payload for request {request} than it sent"
-                    ),
+                    format!("client {client} announced another payload for request {request} than it sent"),
                 ));
             };
             self.payloads.insert((client, request), (*digest, payload));
@@ -415,29 +360,17 @@ impl Recovery {
 
     /// Sessions on the roster whose report is not complete.
     pub fn awaited(&self) -> Vec<ClientId> {
-        let complete = |client: &&ClientId| {
-            self.reporters
-                .get(client)
-                .is_some_and(|reporter| reporter.complete)
-        };
-        let awaited = self
-            .roster
-            .iter()
-            .filter(|client| !complete(client) && !self.excluded.contains(client));
+        let complete = |client: &&ClientId| self.reporters.get(client).is_some_and(|reporter| reporter.complete);
+        let awaited = self.roster.iter().filter(|client| !complete(client) && !self.excluded.contains(client));
         awaited.copied().collect()
     }
 
     /// When to evaluate again though nothing happens.
     pub fn next_timeout(&self) -> Option<Time> {
-        let RecoveryPolicy::Conclude {
-            soft_us, hard_us, ..
-        } = self.policy
-        else {
+        let RecoveryPolicy::Conclude { soft_us, hard_us, .. } = self.policy else {
             return None;
         };
-        let soft = self
-            .contact
-            .map(|contact| contact.max(self.progress).after(soft_us));
+        let soft = self.contact.map(|contact| contact.max(self.progress).after(soft_us));
         let hard = self.started.after(hard_us);
         Some(soft.map_or(hard, |soft| soft.min(hard)))
     }
@@ -477,9 +410,7 @@ impl Recovery {
         match (walk.gaps.first().cloned(), decided) {
             (None, _) => {}
             (Some(_), None) => return Next::Wait,
-            (Some(gap), Some(GapPolicy::Stop)) => {
-                walk.entries.retain(|entry| entry.header.lsn < gap.start)
-            }
+            (Some(gap), Some(GapPolicy::Stop)) => walk.entries.retain(|entry| entry.header.lsn < gap.start),
             (Some(gap), Some(GapPolicy::Skip)) => return self.skip(walk, gap.start, plan),
         }
         plan.entries = walk.entries;
@@ -491,38 +422,22 @@ impl Recovery {
         let lost: u64 = walk.gaps.iter().map(|gap| gap.end.0 - gap.start.0).sum();
         if lost > GAP_ENTRIES_MAX {
             let who = self.observers(plan.observed);
-            let why = format!(
-                "{lost} entries are missing up to {}: exclude who claims to have seen that",
-                plan.observed
-            );
+            let why =
+                format!("{lost} entries are missing up to {}: exclude who claims to have seen that", plan.observed);
             self.conflict = Some((Error::new(Code::Conflict, why), who));
             return Next::Wait;
         }
-        let at = walk
-            .entries
-            .partition_point(|entry| entry.header.lsn < first_gap);
+        let at = walk.entries.partition_point(|entry| entry.header.lsn < first_gap);
         let candidates = walk.entries.split_off(at);
         plan.entries = walk.entries;
         let missing = walk
             .gaps
             .iter()
             .flat_map(|gap| (gap.start.0..gap.end.0).map(Lsn))
-            .map(|lsn| Missing {
-                lsn,
-                header: self.header(lsn).cloned(),
-            });
+            .map(|lsn| Missing { lsn, header: self.header(lsn).cloned() });
         let missing = missing.collect();
-        let entries = candidates
-            .iter()
-            .filter(|entry| entry.header.body == Body::Command)
-            .cloned()
-            .collect();
-        self.judging = Some(Skipping {
-            candidates,
-            gaps: walk.gaps,
-            last: walk.last,
-            plan,
-        });
+        let entries = candidates.iter().filter(|entry| entry.header.body == Body::Command).cloned().collect();
+        self.judging = Some(Skipping { candidates, gaps: walk.gaps, last: walk.last, plan });
         Next::Judge { entries, missing }
     }
 
@@ -540,18 +455,12 @@ impl Recovery {
             }
         }
         let mut candidates = skipping.candidates.into_iter().peekable();
-        let mut lost = skipping
-            .gaps
-            .iter()
-            .flat_map(|gap| gap.start.0..gap.end.0)
-            .map(Lsn)
-            .collect::<BTreeSet<_>>();
+        let mut lost = skipping.gaps.iter().flat_map(|gap| gap.start.0..gap.end.0).map(Lsn).collect::<BTreeSet<_>>();
         let mut kept = plan.entries.len();
         for n in plan.entries.len() as u64 + self.base.0 + 1..=skipping.last.0 {
             let lsn = Lsn(n);
             let candidate = candidates.next_if(|entry| entry.header.lsn == lsn);
-            let wanted = candidate
-                .filter(|entry| entry.header.body != Body::Command || keep.next().unwrap_or(false));
+            let wanted = candidate.filter(|entry| entry.header.body != Body::Command || keep.next().unwrap_or(false));
             // What no longer makes sense without what is missing (its session's `Open`, say) is lost with it.
             let fitting = wanted.filter(|entry| trial.apply_header(&entry.header, None).is_ok());
             if let Some(entry) = fitting {
@@ -559,9 +468,7 @@ impl Recovery {
                 kept = plan.entries.len();
             } else {
                 let noop = self.noop(lsn);
-                trial
-                    .apply_header(&noop.header, None)
-                    .expect("a no-op of the reign always fits");
+                trial.apply_header(&noop.header, None).expect("a no-op of the reign always fits");
                 lost.insert(lsn);
                 plan.entries.push(noop);
             }
@@ -584,10 +491,7 @@ impl Recovery {
             length: 0,
             digest: Digest::default(),
         };
-        Entry {
-            header,
-            payload: Bytes::new(),
-        }
+        Entry { header, payload: Bytes::new() }
     }
 
     /// Tries the plan on the log's state: a header that was forged must not reach the log.
@@ -601,39 +505,24 @@ impl Recovery {
                 return Next::Wait;
             }
         }
-        assert_eq!(
-            trial.end().0,
-            self.base.0 + plan.entries.len() as u64,
-            "I5: the rebuild is dense"
-        );
+        assert_eq!(trial.end().0, self.base.0 + plan.entries.len() as u64, "I5: the rebuild is dense");
         Next::Conclude(plan)
     }
 
     /// Whether somebody who stands still owes a payload.
     fn is_pulling(&self) -> bool {
-        self.reporters
-            .values()
-            .any(|reporter| !reporter.wanted.is_empty() || !reporter.asked.is_empty())
+        self.reporters.values().any(|reporter| !reporter.wanted.is_empty() || !reporter.asked.is_empty())
     }
 
     /// The highest LSN anybody observed, at least the base.
     fn observed(&self) -> Lsn {
         let complete = self.reporters.values().filter(|reporter| reporter.complete);
-        let seen = complete.map(|reporter| {
-            reporter.observed.max(if self.in_sync {
-                Lsn(0)
-            } else {
-                reporter.stable
-            })
-        });
+        let seen = complete.map(|reporter| reporter.observed.max(if self.in_sync { Lsn(0) } else { reporter.stable }));
         seen.max().unwrap_or(Lsn(0)).max(self.base)
     }
 
     fn observers(&self, lsn: Lsn) -> Vec<ClientId> {
-        let said = self
-            .reporters
-            .iter()
-            .filter(|(_, reporter)| reporter.observed.max(reporter.stable) >= lsn);
+        let said = self.reporters.iter().filter(|(_, reporter)| reporter.observed.max(reporter.stable) >= lsn);
         said.map(|(client, _)| *client).collect()
     }
 
@@ -648,22 +537,13 @@ impl Recovery {
     fn contradiction(&self, strict: bool) -> Option<(Error, Vec<ClientId>)> {
         for (lsn, variants) in &self.known {
             if variants.len() > 1 {
-                let who = variants
-                    .iter()
-                    .flat_map(|(_, who)| who.iter().copied())
-                    .collect();
-                let why = format!(
-                    "reports disagree on entry {lsn} of epoch {}: exclude one of the accused",
-                    self.of
-                );
+                let who = variants.iter().flat_map(|(_, who)| who.iter().copied()).collect();
+                let why = format!("reports disagree on entry {lsn} of epoch {}: exclude one of the accused", self.of);
                 return Some((Error::new(Code::Conflict, why), who));
             }
         }
-        let above =
-            |reporter: &Reporter| self.in_sync && reporter.complete && reporter.stable > self.base;
-        if let Some((client, reporter)) =
-            self.reporters.iter().find(|(_, reporter)| above(reporter))
-        {
+        let above = |reporter: &Reporter| self.in_sync && reporter.complete && reporter.stable > self.base;
+        if let Some((client, reporter)) = self.reporters.iter().find(|(_, reporter)| above(reporter)) {
             let why = format!(
                 "client {client} was told that {} is stable, but this log, in sync, ends at {}: exclude the client, \
                  or find the node that has the rest",
@@ -671,10 +551,7 @@ impl Recovery {
             );
             return Some((Error::new(Code::Conflict, why), vec![*client]));
         }
-        let known = self
-            .known
-            .last_key_value()
-            .map_or(self.base, |(lsn, _)| *lsn);
+        let known = self.known.last_key_value().map_or(self.base, |(lsn, _)| *lsn);
         let observed = self.observed();
         if strict && self.excluded.is_empty() && observed > known {
             let why = format!(
@@ -697,19 +574,12 @@ impl Recovery {
             }
             (_, _) => Bytes::new(),
         };
-        Some(Entry {
-            header: header.clone(),
-            payload,
-        })
+        Some(Entry { header: header.clone(), payload })
     }
 
     fn walk(&self) -> Walk {
         let observed = self.observed();
-        let mut walk = Walk {
-            entries: Vec::new(),
-            gaps: Vec::new(),
-            last: self.base,
-        };
+        let mut walk = Walk { entries: Vec::new(), gaps: Vec::new(), last: self.base };
         // Gaps are ranges between what is known: an absurd `observed` costs nothing.
         for lsn in self.known.keys().copied() {
             let next = walk.last.next();
@@ -741,10 +611,7 @@ impl Recovery {
         let awaited = self.awaited();
         let pulling = self.is_pulling();
         let walk = self.walk();
-        let known = self
-            .known
-            .last_key_value()
-            .map_or(self.base, |(lsn, _)| *lsn);
+        let known = self.known.last_key_value().map_or(self.base, |(lsn, _)| *lsn);
         let phase = match () {
             () if self.conflict.is_some() => "conflict",
             () if self.judging.is_some() => "judging",
@@ -753,20 +620,10 @@ impl Recovery {
             () if !walk.gaps.is_empty() => "gaps",
             () => "concluding",
         };
-        let lost_by_stop = walk
-            .gaps
-            .first()
-            .map_or(0, |gap| self.observed().max(known).0 + 1 - gap.start.0);
-        let owed = self
-            .reporters
-            .values()
-            .flat_map(|reporter| reporter.wanted.values().chain(reporter.asked.values()));
+        let lost_by_stop = walk.gaps.first().map_or(0, |gap| self.observed().max(known).0 + 1 - gap.start.0);
+        let owed = self.reporters.values().flat_map(|reporter| reporter.wanted.values().chain(reporter.asked.values()));
         let owed: u64 = owed.map(|length| u64::from(*length)).sum();
-        let pulled_bytes = self
-            .payloads
-            .values()
-            .map(|(_, payload)| payload.len() as u64)
-            .sum();
+        let pulled_bytes = self.payloads.values().map(|(_, payload)| payload.len() as u64).sum();
         RecoveryStatus {
             phase: phase.to_owned(),
             base: self.base,
@@ -780,11 +637,7 @@ impl Recovery {
             missing: walk.gaps,
             lost_by_stop,
             conflict: self.conflict.as_ref().map(|(error, _)| error.clone()),
-            accused: self
-                .conflict
-                .as_ref()
-                .map(|(_, who)| who.clone())
-                .unwrap_or_default(),
+            accused: self.conflict.as_ref().map(|(_, who)| who.clone()).unwrap_or_default(),
         }
     }
 }

@@ -18,8 +18,7 @@ use bytes::Bytes;
 
 use crate::error::{Code, Error, Result};
 use crate::log::{
-    Body, ClientId, Epoch, EpochStart, Header, Level, Lsn, Record, Reign, Request, SessionInfo,
-    Target, Time,
+    Body, ClientId, Epoch, EpochStart, Header, Level, Lsn, Record, Reign, Request, SessionInfo, Target, Time,
 };
 
 /// Where a session stands.
@@ -96,9 +95,7 @@ impl LogState {
     /// The reign in which the entry at `lsn` was ordered.
     pub fn epoch_at(&self, lsn: Lsn) -> Epoch {
         let after = self.reigns.partition_point(|reign| reign.start <= lsn);
-        after
-            .checked_sub(1)
-            .map_or(Epoch::ZERO, |at| self.reigns[at].epoch)
+        after.checked_sub(1).map_or(Epoch::ZERO, |at| self.reigns[at].epoch)
     }
 
     /// The last `EpochStart`.
@@ -134,10 +131,7 @@ impl LogState {
 
     /// Who may hold acknowledged or observed entries.
     pub fn roster(&self) -> impl Iterator<Item = ClientId> + '_ {
-        self.sessions
-            .iter()
-            .filter(|(_, session)| session.standing == Standing::On)
-            .map(|(client, _)| *client)
+        self.sessions.iter().filter(|(_, session)| session.standing == Standing::On).map(|(client, _)| *client)
     }
 
     /// A copy without the replies: enough to try headers on.
@@ -156,11 +150,7 @@ impl LogState {
     /// not the one that was recorded. Nothing is changed then.
     pub fn apply(&mut self, record: &Record, reply: Option<Bytes>) -> Result<()> {
         let header = &record.entry.header;
-        if record.reply.algorithm != 0
-            && !reply
-                .as_ref()
-                .is_some_and(|reply| record.reply.verifies(reply))
-        {
+        if record.reply.algorithm != 0 && !reply.as_ref().is_some_and(|reply| record.reply.verifies(reply)) {
             return Err(Error::new(
                 Code::Diverged,
                 format!(
@@ -190,13 +180,7 @@ impl LogState {
                 session.next = origin.request.next();
                 session.last = lsn;
                 session.replies = session.replies.split_off(&header.answered.next());
-                session.replies.insert(
-                    origin.request,
-                    Reply {
-                        lsn,
-                        reply: reply.unwrap_or_default(),
-                    },
-                );
+                session.replies.insert(origin.request, Reply { lsn, reply: reply.unwrap_or_default() });
             }
             (Body::Open(info), Some(origin)) => {
                 if self.sessions.contains_key(&origin.client) {
@@ -240,25 +224,14 @@ impl LogState {
             return Err(corrupt(header, "it is not the next in the log"));
         }
         let fits = match &header.body {
-            Body::EpochStart(start) => {
-                start.previous == self.epoch() && header.epoch > start.previous
-            }
+            Body::EpochStart(start) => start.previous == self.epoch() && header.epoch > start.previous,
             _ => header.epoch == self.epoch() && self.epoch() != Epoch::ZERO,
         };
-        if fits {
-            Ok(())
-        } else {
-            Err(corrupt(
-                header,
-                "its epoch does not fit the reign before it",
-            ))
-        }
+        if fits { Ok(()) } else { Err(corrupt(header, "its epoch does not fit the reign before it")) }
     }
 
     fn known(&mut self, client: ClientId, header: &Header) -> Result<&mut Session> {
-        self.sessions
-            .get_mut(&client)
-            .ok_or_else(|| corrupt(header, "its session is not open"))
+        self.sessions.get_mut(&client).ok_or_else(|| corrupt(header, "its session is not open"))
     }
 
     fn standing_on(&mut self, client: ClientId, header: &Header) -> Result<&mut Session> {
@@ -276,12 +249,7 @@ impl LogState {
                 session.stand(Standing::Absent, header);
             }
         }
-        self.reigns.push(Reign {
-            epoch: header.epoch,
-            start: header.lsn,
-            base: start.base,
-            gaps: start.gaps.clone(),
-        });
+        self.reigns.push(Reign { epoch: header.epoch, start: header.lsn, base: start.base, gaps: start.gaps.clone() });
         self.target = start.target;
         self.start = start.clone();
     }
@@ -297,11 +265,6 @@ impl Session {
 }
 
 fn corrupt(header: &Header, why: &str) -> Error {
-    let Header {
-        epoch, lsn, origin, ..
-    } = header;
-    Error::new(
-        Code::Corrupt,
-        format!("entry {lsn} of epoch {epoch} (origin {origin:?}) cannot be in this log: {why}"),
-    )
+    let Header { epoch, lsn, origin, .. } = header;
+    Error::new(Code::Corrupt, format!("entry {lsn} of epoch {epoch} (origin {origin:?}) cannot be in this log: {why}"))
 }

@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 
 use crate::log::{
-    Body, ClientId, ClusterId, Digest, Epoch, GroupId, HEADER_COST, Header, Level, Lsn, Origin,
-    Reign, Request, SessionRole, Tag, in_ranges,
+    Body, ClientId, ClusterId, Digest, Epoch, GroupId, HEADER_COST, Header, Level, Lsn, Origin, Reign, Request,
+    SessionRole, Tag, in_ranges,
 };
 use crate::rule::{self, Rule};
 
@@ -60,11 +60,7 @@ impl Command {
         Some(Header {
             epoch: tag.epoch,
             lsn: tag.lsn,
-            body: if self.withdrawn {
-                Body::Noop
-            } else {
-                Body::Command
-            },
+            body: if self.withdrawn { Body::Noop } else { Body::Command },
             origin: Some(Origin { client, request }),
             time: tag.time,
             answered: self.answered,
@@ -130,19 +126,11 @@ pub enum Verdict {
 /// The verdict of the table `reigns` on the entry `(epoch, lsn)` of a reign older than the last in the table.
 pub fn verdict(reigns: &[Reign], epoch: Epoch, lsn: Lsn) -> Verdict {
     let Some(at) = reigns.iter().position(|reign| reign.epoch == epoch) else {
-        return if rule::on(Rule::UnknownEpochSuperseded) {
-            Verdict::Superseded
-        } else {
-            Verdict::InLog
-        };
+        return if rule::on(Rule::UnknownEpochSuperseded) { Verdict::Superseded } else { Verdict::InLog };
     };
     let ended = reigns.get(at + 1);
     let in_log = ended.is_none_or(|next| lsn < next.start && !in_ranges(&next.gaps, lsn));
-    if in_log {
-        Verdict::InLog
-    } else {
-        Verdict::Superseded
-    }
+    if in_log { Verdict::InLog } else { Verdict::Superseded }
 }
 
 /// Whether somebody who observed `(epoch, lsn)` saw state that did not survive.
@@ -154,9 +142,7 @@ pub fn rolled_back(reigns: &[Reign], epoch: Epoch, lsn: Lsn) -> bool {
         return true;
     };
     // A gap of the reign itself changes everything observed after it.
-    reigns
-        .get(at + 1)
-        .is_some_and(|next| lsn >= next.start || next.gaps.iter().any(|gap| gap.start <= lsn))
+    reigns.get(at + 1).is_some_and(|next| lsn >= next.start || next.gaps.iter().any(|gap| gap.start <= lsn))
 }
 
 /// The lasting state of a client.
@@ -213,11 +199,7 @@ impl CacheImage {
             CacheOp::Superseded(request) => self.forget(*request),
             CacheOp::Headers(headers) => {
                 for header in headers {
-                    if self
-                        .headers
-                        .insert((header.epoch, header.lsn), header.clone())
-                        .is_none()
-                    {
+                    if self.headers.insert((header.epoch, header.lsn), header.clone()).is_none() {
                         self.bytes += HEADER_COST;
                     }
                 }
@@ -254,30 +236,14 @@ impl CacheImage {
                 tag: None,
                 reply: None,
             };
-            ops.push(CacheOp::Command {
-                request: self.last,
-                command: spent,
-            });
+            ops.push(CacheOp::Command { request: self.last, command: spent });
             ops.push(CacheOp::Superseded(self.last));
         }
         for (request, command) in &self.commands {
-            let bare = Command {
-                tag: None,
-                reply: None,
-                ..command.clone()
-            };
-            ops.push(CacheOp::Command {
-                request: *request,
-                command: bare,
-            });
-            ops.extend(command.tag.map(|tag| CacheOp::Tag {
-                request: *request,
-                tag,
-            }));
-            ops.extend(command.reply.map(|reply| CacheOp::Answered {
-                request: *request,
-                reply,
-            }));
+            let bare = Command { tag: None, reply: None, ..command.clone() };
+            ops.push(CacheOp::Command { request: *request, command: bare });
+            ops.extend(command.tag.map(|tag| CacheOp::Tag { request: *request, tag }));
+            ops.extend(command.reply.map(|reply| CacheOp::Answered { request: *request, reply }));
         }
         if !self.headers.is_empty() {
             ops.push(CacheOp::Headers(self.headers.values().cloned().collect()));
@@ -287,19 +253,14 @@ impl CacheImage {
 
     /// The lowest epoch of anything held or observed: verdicts are needed from there on.
     pub fn oldest_epoch(&self) -> Epoch {
-        let tags = self
-            .commands
-            .values()
-            .filter_map(|command| command.tag.map(|tag| tag.epoch));
+        let tags = self.commands.values().filter_map(|command| command.tag.map(|tag| tag.epoch));
         let observed = Some(self.observed.0).filter(|epoch| *epoch != Epoch::ZERO);
         tags.chain(observed).min().unwrap_or(self.reported)
     }
 
     /// The first request without a reply.
     pub fn first_unanswered(&self) -> Request {
-        self.unanswered()
-            .next()
-            .map_or(self.last.next(), |(request, _)| request)
+        self.unanswered().next().map_or(self.last.next(), |(request, _)| request)
     }
 
     /// Commands without a reply, in order.
@@ -317,11 +278,7 @@ impl CacheImage {
             same && tag.hold_until.is_some_and(|until| until <= stable)
         };
         // A `Local` service asks nobody to hold: its tags say "until 0".
-        command.reply.is_some()
-            && command
-                .tag
-                .as_ref()
-                .is_none_or(|tag| tag.hold_until == Some(Lsn(0)) || covers(tag))
+        command.reply.is_some() && command.tag.as_ref().is_none_or(|tag| tag.hold_until == Some(Lsn(0)) || covers(tag))
     }
 
     fn forget(&mut self, request: Request) {
@@ -331,27 +288,19 @@ impl CacheImage {
     }
 
     fn release_if_stable(&mut self, request: Request) {
-        if self
-            .commands
-            .get(&request)
-            .is_some_and(|command| self.is_released(command))
-        {
+        if self.commands.get(&request).is_some_and(|command| self.is_released(command)) {
             self.forget(request);
         }
     }
 
     fn release(&mut self) {
-        let released = self
-            .commands
-            .iter()
-            .filter(|(_, command)| self.is_released(command));
+        let released = self.commands.iter().filter(|(_, command)| self.is_released(command));
         for request in released.map(|(request, _)| *request).collect::<Vec<_>>() {
             self.forget(request);
         }
         let (epoch, stable) = self.stable;
         let kept = self.headers.len();
-        self.headers
-            .retain(|(of, lsn), _| *of > epoch || (*of == epoch && *lsn > stable));
+        self.headers.retain(|(of, lsn), _| *of > epoch || (*of == epoch && *lsn > stable));
         self.bytes -= HEADER_COST * (kept - self.headers.len()) as u64;
     }
 

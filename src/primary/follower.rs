@@ -45,18 +45,9 @@ pub(super) struct Follower {
 }
 
 impl Primary {
-    pub(super) fn on_backup(
-        &mut self,
-        now: Time,
-        conn: Conn,
-        message: BackupMessage,
-        out: &mut Vec<Output>,
-    ) {
+    pub(super) fn on_backup(&mut self, now: Time, conn: Conn, message: BackupMessage, out: &mut Vec<Output>) {
         if matches!(self.phase, Phase::Deposed | Phase::Stopped) {
-            let why = self
-                .failure
-                .clone()
-                .unwrap_or_else(|| Error::new(Code::Closed, "the primary was stopped"));
+            let why = self.failure.clone().unwrap_or_else(|| Error::new(Code::Closed, "the primary was stopped"));
             out.push(Output::ToBackup(conn, PrimaryMessage::Refused(why)));
             out.push(Output::Close(conn));
             return;
@@ -68,11 +59,7 @@ impl Primary {
             }
             return;
         }
-        let Some(follower) = self
-            .follower
-            .as_mut()
-            .filter(|follower| follower.conn == conn)
-        else {
+        let Some(follower) = self.follower.as_mut().filter(|follower| follower.conn == conn) else {
             out.push(Output::Close(conn));
             return;
         };
@@ -84,16 +71,10 @@ impl Primary {
                 self.on_promised(now, epoch, end, last, out);
             }
             BackupMessage::Records { records, .. } => self.on_records(now, records, out),
-            BackupMessage::Ack {
-                epoch,
-                durable,
-                echo,
-                in_sync,
-            } => {
+            BackupMessage::Ack { epoch, durable, echo, in_sync } => {
                 if epoch != self.epoch || durable > follower.sent || echo > follower.echo {
-                    let why = format!(
-                        "an acknowledgement of {durable} (echo {echo}) in epoch {epoch}, which was never sent"
-                    );
+                    let why =
+                        format!("an acknowledgement of {durable} (echo {echo}) in epoch {epoch}, which was never sent");
                     self.refuse_follower(Error::new(Code::Protocol, why), out);
                     return;
                 }
@@ -109,70 +90,41 @@ impl Primary {
 
     pub(super) fn refuse_follower(&mut self, error: Error, out: &mut Vec<Output>) {
         if let Some(follower) = self.follower.take() {
-            out.push(Output::ToBackup(
-                follower.conn,
-                PrimaryMessage::Refused(error),
-            ));
+            out.push(Output::ToBackup(follower.conn, PrimaryMessage::Refused(error)));
             out.push(Output::Close(follower.conn));
         }
     }
 
-    fn on_peer_hello(
-        &mut self,
-        now: Time,
-        conn: Conn,
-        hello: PeerHello,
-        out: &mut Vec<Output>,
-    ) -> Result<(), Error> {
-        let cluster = hello
-            .cluster
-            .is_none_or(|theirs| theirs == self.marks.cluster);
+    fn on_peer_hello(&mut self, now: Time, conn: Conn, hello: PeerHello, out: &mut Vec<Output>) -> Result<(), Error> {
+        let cluster = hello.cluster.is_none_or(|theirs| theirs == self.marks.cluster);
         let group = hello.group.is_none_or(|theirs| theirs == self.marks.group);
         if hello.version != VERSION {
-            let why = format!(
-                "this primary speaks version {VERSION}, the backup {}",
-                hello.version
-            );
+            let why = format!("this primary speaks version {VERSION}, the backup {}", hello.version);
             return Err(Error::new(Code::WrongVersion, why));
         }
         if !cluster || !group {
-            let why = format!(
-                "this primary serves group {} of cluster {}",
-                self.marks.group, self.marks.cluster
-            );
+            let why = format!("this primary serves group {} of cluster {}", self.marks.group, self.marks.cluster);
             return Err(Error::new(Code::WrongCluster, why));
         }
         if hello.node == self.marks.node {
-            return Err(Error::new(
-                Code::InvalidArgument,
-                "the backup runs on a copy of the primary's own log",
-            ));
+            return Err(Error::new(Code::InvalidArgument, "the backup runs on a copy of the primary's own log"));
         }
         let promising = matches!(self.phase, Phase::Promising { .. } | Phase::Fetching { .. });
         if !promising && hello.promised > self.epoch.max(self.marks.promised) {
             self.depose(hello.promised, out);
-            return Err(Error::new(
-                Code::Deposed,
-                "this primary was of an older epoch",
-            ));
+            return Err(Error::new(Code::Deposed, "this primary was of an older epoch"));
         }
         let target = match self.state.target() {
             Target::Backup(node) if node != self.marks.node => Some(node),
             _ => None,
         };
         if target.is_some_and(|target| target != hello.node) {
-            return Err(Error::new(
-                Code::InvalidArgument,
-                "another backup is this primary's stability target",
-            ));
+            return Err(Error::new(Code::InvalidArgument, "another backup is this primary's stability target"));
         }
         if !promising {
             let ours = matches!(self.phase, Phase::Open | Phase::Stopping) || target.is_some();
             if !ours {
-                return Err(Error::new(
-                    Code::Recovering,
-                    "the primary is recovering; follow it when it is open",
-                ));
+                return Err(Error::new(Code::Recovering, "the primary is recovering; follow it when it is open"));
             }
             if hello.end > self.water.head() || hello.last != self.state.epoch_at(hello.end) {
                 let why = format!(
@@ -231,13 +183,7 @@ impl Primary {
         };
         follower.echo_sent = follower.echo;
         follower.stable_sent = stable;
-        let append = PrimaryMessage::Append {
-            epoch,
-            base,
-            stable,
-            echo: follower.echo,
-            records: Vec::new(),
-        };
+        let append = PrimaryMessage::Append { epoch, base, stable, echo: follower.echo, records: Vec::new() };
         out.push(Output::ToBackup(follower.conn, append));
     }
 
@@ -251,11 +197,7 @@ impl Primary {
             out.push(Output::Event(NodeEvent::InSync));
         }
         follower.in_sync |= in_sync;
-        while follower
-            .under_way
-            .front()
-            .is_some_and(|(lsn, _)| *lsn <= durable)
-        {
+        while follower.under_way.front().is_some_and(|(lsn, _)| *lsn <= durable) {
             follower.under_way_bytes -= follower.under_way.pop_front().map_or(0, |(_, cost)| cost);
         }
         self.try_open(now, out);
@@ -266,18 +208,12 @@ impl Primary {
 
     /// Sends the backup what it lacks, as far as the window allows.
     pub(super) fn pump(&mut self, out: &mut Vec<Output>) {
-        let serving = matches!(
-            self.phase,
-            Phase::Open | Phase::Stopping | Phase::Recovering(_) | Phase::Concluding { .. }
-        );
+        let serving =
+            matches!(self.phase, Phase::Open | Phase::Stopping | Phase::Recovering(_) | Phase::Concluding { .. });
         if !serving {
             return;
         }
-        let limit = if self.logs_first() {
-            self.water.logged()
-        } else {
-            self.water.head()
-        };
+        let limit = if self.logs_first() { self.water.logged() } else { self.water.head() };
         let (epoch, base, stable) = (self.epoch, self.base, self.water.stable());
         let first = self.unstable.first();
         let Some(follower) = &mut self.follower else {
@@ -291,11 +227,7 @@ impl Primary {
             let from = follower.sent.next();
             if from < first {
                 follower.reading = true;
-                out.push(Output::Read {
-                    conn: follower.conn,
-                    from,
-                    bytes_max: READ_BYTES,
-                });
+                out.push(Output::Read { conn: follower.conn, from, bytes_max: READ_BYTES });
                 break;
             }
             let mut records = self.unstable.read(from, READ_BYTES);
@@ -307,31 +239,15 @@ impl Primary {
         }
     }
 
-    pub(super) fn on_read_for_follower(
-        &mut self,
-        conn: Conn,
-        mut records: Vec<Record>,
-        out: &mut Vec<Output>,
-    ) {
-        let limit = if self.logs_first() {
-            self.water.logged()
-        } else {
-            self.water.head()
-        };
+    pub(super) fn on_read_for_follower(&mut self, conn: Conn, mut records: Vec<Record>, out: &mut Vec<Output>) {
+        let limit = if self.logs_first() { self.water.logged() } else { self.water.head() };
         let (epoch, base, stable) = (self.epoch, self.base, self.water.stable());
-        let Some(follower) = self
-            .follower
-            .as_mut()
-            .filter(|follower| follower.conn == conn)
-        else {
+        let Some(follower) = self.follower.as_mut().filter(|follower| follower.conn == conn) else {
             return;
         };
         follower.reading = false;
         records.retain(|record| record.lsn() <= limit);
-        if records
-            .first()
-            .is_some_and(|record| record.lsn() == follower.sent.next())
-        {
+        if records.first().is_some_and(|record| record.lsn() == follower.sent.next()) {
             follower.send(epoch, base, stable, records, out);
         }
         self.pump(out);
@@ -355,8 +271,7 @@ impl Primary {
             return;
         }
         self.unstable.release(self.water.stable());
-        self.checkpoint_due
-            .get_or_insert(now.after(self.settings.checkpoint_every_us));
+        self.checkpoint_due.get_or_insert(now.after(self.settings.checkpoint_every_us));
         self.release_waiting();
         self.tell_closed(now, out);
         self.admit_waiting(now, out);
@@ -381,14 +296,8 @@ impl Primary {
 
     /// The `Config` that names the backup is on the own disk, and the grant is not sent yet.
     fn is_attaching(&self) -> bool {
-        let named = matches!(self.state.target(), Target::Backup(_))
-            && self.water.logged() >= self.config_lsn;
-        named
-            && !self.counts_backup
-            && self
-                .follower
-                .as_ref()
-                .is_some_and(|follower| follower.streaming)
+        let named = matches!(self.state.target(), Target::Backup(_)) && self.water.logged() >= self.config_lsn;
+        named && !self.counts_backup && self.follower.as_ref().is_some_and(|follower| follower.streaming)
     }
 
     /// Takes the attaching of a backup one step further.
@@ -399,11 +308,7 @@ impl Primary {
         let (epoch, head, stable) = (self.epoch, self.water.head(), self.water.stable());
         let attaching = self.is_attaching() || self.counts_backup;
         let target = self.state.target();
-        let Some(follower) = self
-            .follower
-            .as_mut()
-            .filter(|follower| follower.streaming && !follower.in_sync)
-        else {
+        let Some(follower) = self.follower.as_mut().filter(|follower| follower.streaming && !follower.in_sync) else {
             return;
         };
         if target == Target::Own {
@@ -415,10 +320,7 @@ impl Primary {
         } else if attaching && !follower.granted && follower.durable >= stable {
             follower.granted = true;
             self.counts_backup = true;
-            out.push(Output::ToBackup(
-                follower.conn,
-                PrimaryMessage::Grant { epoch },
-            ));
+            out.push(Output::ToBackup(follower.conn, PrimaryMessage::Grant { epoch }));
         }
     }
 
@@ -436,21 +338,12 @@ impl Primary {
 
     /// The highest echo that came back.
     pub(super) fn echoed(&self) -> u64 {
-        self.follower
-            .as_ref()
-            .map_or(0, |follower| follower.echo_seen)
+        self.follower.as_ref().map_or(0, |follower| follower.echo_seen)
     }
 }
 
 impl Follower {
-    fn send(
-        &mut self,
-        epoch: Epoch,
-        base: Lsn,
-        stable: Lsn,
-        records: Vec<Record>,
-        out: &mut Vec<Output>,
-    ) {
+    fn send(&mut self, epoch: Epoch, base: Lsn, stable: Lsn, records: Vec<Record>, out: &mut Vec<Output>) {
         let Some(last) = records.last().map(Record::lsn) else {
             return;
         };
@@ -460,13 +353,7 @@ impl Follower {
         self.under_way_bytes += cost;
         self.echo_sent = self.echo;
         self.stable_sent = stable;
-        let append = PrimaryMessage::Append {
-            epoch,
-            base,
-            stable,
-            echo: self.echo,
-            records,
-        };
+        let append = PrimaryMessage::Append { epoch, base, stable, echo: self.echo, records };
         out.push(Output::ToBackup(self.conn, append));
     }
 }

@@ -5,8 +5,7 @@ use bytes::Bytes;
 use super::{Phase, Primary};
 use crate::error::Error;
 use crate::log::{
-    Body, ClientId, Digest, Entry, Epoch, Header, Level, Lsn, Origin, Record, Request, Tag, Target,
-    Time,
+    Body, ClientId, Digest, Entry, Epoch, Header, Level, Lsn, Origin, Record, Request, Tag, Target, Time,
 };
 use crate::message::{Outcome, QueryResult, Response, Write};
 use crate::node::{Conn, NodeEvent, Output};
@@ -76,19 +75,11 @@ pub(super) struct Batch {
 
 impl Batch {
     fn has(&self, client: ClientId) -> bool {
-        self.records.iter().any(|record| {
-            record
-                .entry
-                .header
-                .origin
-                .is_some_and(|origin| origin.client == client)
-        })
+        self.records.iter().any(|record| record.entry.header.origin.is_some_and(|origin| origin.client == client))
     }
 
     fn has_request(&self, client: ClientId, request: Request) -> bool {
-        self.records
-            .iter()
-            .any(|record| record.entry.header.origin == Some(Origin { client, request }))
+        self.records.iter().any(|record| record.entry.header.origin == Some(Origin { client, request }))
     }
 }
 
@@ -97,23 +88,16 @@ impl Primary {
     pub(super) fn propose(&mut self, client: ClientId, body: Body) {
         let news = self.in_flight.insert(client);
         assert!(news, "one session entry in flight per session");
-        self.proposals.push_back(Proposal {
-            client: Some(client),
-            body,
-        });
+        self.proposals.push_back(Proposal { client: Some(client), body });
     }
 
     /// Whether an entry of `client` has its LSN but is not in the log yet.
     pub(super) fn is_executing(&self, client: ClientId) -> bool {
-        self.executing
-            .as_ref()
-            .is_some_and(|batch| batch.has(client))
+        self.executing.as_ref().is_some_and(|batch| batch.has(client))
     }
 
     pub(super) fn is_executing_request(&self, client: ClientId, request: Request) -> bool {
-        self.executing
-            .as_ref()
-            .is_some_and(|batch| batch.has_request(client, request))
+        self.executing.as_ref().is_some_and(|batch| batch.has_request(client, request))
     }
 
     fn header(&self, now: Time, lsn: Lsn, body: Body, origin: Option<Origin>) -> Header {
@@ -134,75 +118,35 @@ impl Primary {
         if self.executing.is_some() {
             return;
         }
-        let mut batch = Batch {
-            purpose: Purpose::Work,
-            records: Vec::new(),
-            levels: Vec::new(),
-            asked: Vec::new(),
-        };
+        let mut batch = Batch { purpose: Purpose::Work, records: Vec::new(), levels: Vec::new(), asked: Vec::new() };
         let mut lsn = self.water.head();
         while let Some(Proposal { client, body }) = self.proposals.pop_front() {
             lsn = lsn.next();
-            let origin = client.map(|client| Origin {
-                client,
-                request: Request(0),
-            });
+            let origin = client.map(|client| Origin { client, request: Request(0) });
             let header = self.header(now, lsn, body, origin);
             batch.push(
-                Record {
-                    entry: Entry {
-                        header,
-                        payload: Bytes::new(),
-                    },
-                    reply: Digest::default(),
-                },
+                Record { entry: Entry { header, payload: Bytes::new() }, reply: Digest::default() },
                 Level::Local,
             );
         }
-        let mut room = self
-            .settings
-            .delta_bytes_max
-            .saturating_sub(self.unstable.bytes().max(self.unlogged_bytes));
+        let mut room = self.settings.delta_bytes_max.saturating_sub(self.unstable.bytes().max(self.unlogged_bytes));
         while batch.records.len() < self.settings.batch_max && room > 0 {
-            let Some(Queued {
-                conn,
-                client,
-                write,
-            }) = self.writes.pop_front()
-            else {
+            let Some(Queued { conn, client, write }) = self.writes.pop_front() else {
                 break;
             };
-            if let Some(live) = self
-                .streams
-                .get_mut(&conn)
-                .and_then(|stream| stream.live.as_mut())
-            {
+            if let Some(live) = self.streams.get_mut(&conn).and_then(|stream| stream.live.as_mut()) {
                 live.queued = live.queued.saturating_sub(1);
             }
             lsn = lsn.next();
-            let body = if write.withdrawn {
-                Body::Noop
-            } else {
-                Body::Command
-            };
-            let origin = Some(Origin {
-                client,
-                request: write.request,
-            });
+            let body = if write.withdrawn { Body::Noop } else { Body::Command };
+            let origin = Some(Origin { client, request: write.request });
             let header = Header {
                 answered: write.answered,
-                length: u32::try_from(write.payload.len())
-                    .expect("checked against command_bytes_max"),
+                length: u32::try_from(write.payload.len()).expect("checked against command_bytes_max"),
                 digest: write.digest,
                 ..self.header(now, lsn, body, origin)
             };
-            let record = Record {
-                entry: Entry {
-                    header,
-                    payload: write.payload,
-                },
-                reply: Digest::default(),
-            };
+            let record = Record { entry: Entry { header, payload: write.payload }, reply: Digest::default() };
             room = room.saturating_sub(record.cost());
             batch.push(record, self.effective(write.level));
         }
@@ -222,16 +166,9 @@ impl Primary {
     }
 
     fn execute(&mut self, now: Time, batch: Batch, out: &mut Vec<Output>) {
-        let commands = batch
-            .records
-            .iter()
-            .filter(|record| record.entry.header.body == Body::Command);
+        let commands = batch.records.iter().filter(|record| record.entry.header.body == Body::Command);
         let commands: Vec<Entry> = commands.map(|record| record.entry.clone()).collect();
-        let queries: Vec<Bytes> = batch
-            .asked
-            .iter()
-            .map(|asked| asked.payload.clone())
-            .collect();
+        let queries: Vec<Bytes> = batch.asked.iter().map(|asked| asked.payload.clone()).collect();
         self.executing = Some(batch);
         if commands.is_empty() && queries.is_empty() {
             self.on_executed(now, Vec::new(), Vec::new(), out);
@@ -241,76 +178,28 @@ impl Primary {
     }
 
     /// Executes the outcome of a recovery, and the `EpochStart` that ends it.
-    pub(super) fn execute_plan(
-        &mut self,
-        now: Time,
-        plan: Plan,
-        start: Header,
-        out: &mut Vec<Output>,
-    ) {
-        let start = Entry {
-            header: start,
-            payload: Bytes::new(),
-        };
+    pub(super) fn execute_plan(&mut self, now: Time, plan: Plan, start: Header, out: &mut Vec<Output>) {
+        let start = Entry { header: start, payload: Bytes::new() };
         let records = plan.entries.into_iter().chain([start]);
-        let records: Vec<Record> = records
-            .map(|entry| Record {
-                entry,
-                reply: Digest::default(),
-            })
-            .collect();
+        let records: Vec<Record> = records.map(|entry| Record { entry, reply: Digest::default() }).collect();
         let levels = vec![Level::Local; records.len()];
-        self.execute(
-            now,
-            Batch {
-                purpose: Purpose::Conclusion,
-                records,
-                levels,
-                asked: Vec::new(),
-            },
-            out,
-        );
+        self.execute(now, Batch { purpose: Purpose::Conclusion, records, levels, asked: Vec::new() }, out);
     }
 
     /// Executes what a restarting primary took from its backup.
-    pub(super) fn execute_fetched(
-        &mut self,
-        now: Time,
-        records: Vec<Record>,
-        out: &mut Vec<Output>,
-    ) {
+    pub(super) fn execute_fetched(&mut self, now: Time, records: Vec<Record>, out: &mut Vec<Output>) {
         let levels = vec![Level::Local; records.len()];
-        self.execute(
-            now,
-            Batch {
-                purpose: Purpose::Fetched,
-                records,
-                levels,
-                asked: Vec::new(),
-            },
-            out,
-        );
+        self.execute(now, Batch { purpose: Purpose::Fetched, records, levels, asked: Vec::new() }, out);
     }
 
-    pub(super) fn on_executed(
-        &mut self,
-        now: Time,
-        replies: Vec<Bytes>,
-        results: Vec<Bytes>,
-        out: &mut Vec<Output>,
-    ) {
+    pub(super) fn on_executed(&mut self, now: Time, replies: Vec<Bytes>, results: Vec<Bytes>, out: &mut Vec<Output>) {
         let Some(batch) = self.executing.take() else {
             return;
         };
         if matches!(self.phase, Phase::Deposed | Phase::Halted) {
             return;
         }
-        let Batch {
-            purpose,
-            mut records,
-            levels,
-            asked,
-        } = batch;
+        let Batch { purpose, mut records, levels, asked } = batch;
         if let Err(error) = self.apply_all(&mut records, replies, purpose) {
             self.halt(error, out);
             return;
@@ -340,21 +229,12 @@ impl Primary {
     }
 
     /// Applies executed records to the log's state and notes the checksums of their replies.
-    fn apply_all(
-        &mut self,
-        records: &mut [Record],
-        replies: Vec<Bytes>,
-        purpose: Purpose,
-    ) -> Result<(), Error> {
+    fn apply_all(&mut self, records: &mut [Record], replies: Vec<Bytes>, purpose: Purpose) -> Result<(), Error> {
         let mut replies = replies.into_iter();
         for record in records {
-            let reply = (record.entry.header.body == Body::Command)
-                .then(|| replies.next().unwrap_or_default());
+            let reply = (record.entry.header.body == Body::Command).then(|| replies.next().unwrap_or_default());
             if purpose != Purpose::Fetched {
-                record.reply = reply
-                    .as_ref()
-                    .map(|reply| Digest::crc32(reply))
-                    .unwrap_or_default();
+                record.reply = reply.as_ref().map(|reply| Digest::crc32(reply)).unwrap_or_default();
             }
             self.state.apply(record, reply)?;
         }
@@ -366,9 +246,7 @@ impl Primary {
     fn on_ordered(&mut self, now: Time, header: &Header, level: Level, out: &mut Vec<Output>) {
         let lsn = header.lsn;
         match (&header.body, header.origin) {
-            (Body::Command | Body::Noop, Some(origin)) => {
-                self.respond(origin.client, origin.request, lsn, level)
-            }
+            (Body::Command | Body::Noop, Some(origin)) => self.respond(origin.client, origin.request, lsn, level),
             (Body::Config(_), _) => {
                 self.config_lsn = lsn;
                 self.config_proposed = false;
@@ -397,8 +275,7 @@ impl Primary {
 
     /// Whether a reply at `lsn` may go out at `level`.
     fn is_met(&self, level: Level, lsn: Lsn) -> bool {
-        let logged =
-            !(self.settings.reply_after_log || self.logs_first()) || lsn <= self.water.logged();
+        let logged = !(self.settings.reply_after_log || self.logs_first()) || lsn <= self.water.logged();
         logged && self.water.meets(level, lsn)
     }
 
@@ -413,15 +290,7 @@ impl Primary {
         let may_tag = met || !self.logs_first() || lsn <= self.water.logged();
         if !met {
             let tagged = may_tag;
-            self.replies.insert(
-                lsn,
-                Waiting {
-                    client,
-                    request,
-                    level,
-                    tagged,
-                },
-            );
+            self.replies.insert(lsn, Waiting { client, request, level, tagged });
         }
         if may_tag {
             self.queue_response(client, request, lsn, met);
@@ -440,14 +309,7 @@ impl Primary {
             None
         };
         if let Some((conn, live)) = self.live(client) {
-            live.responses.push((
-                lsn,
-                Response {
-                    request,
-                    tag: Some(tag),
-                    outcome,
-                },
-            ));
+            live.responses.push((lsn, Response { request, tag: Some(tag), outcome }));
             self.dirty.insert(conn);
         }
     }
@@ -455,10 +317,7 @@ impl Primary {
     fn tag(&self, client: ClientId, lsn: Lsn) -> Tag {
         let stable = self.water.stable();
         let header = self.unstable.get(lsn).map(|record| &record.entry.header);
-        let elsewhere = self
-            .state
-            .session(client)
-            .is_some_and(|session| session.info.domain != self.settings.domain);
+        let elsewhere = self.state.session(client).is_some_and(|session| session.info.domain != self.settings.domain);
         let held = lsn > stable && self.state.lowest() != Level::Local;
         Tag {
             epoch: self.state.epoch_at(lsn),
@@ -472,19 +331,12 @@ impl Primary {
 
     /// The answer to a request that was ordered before: its reply once more, or that there will never be one.
     pub(super) fn respond_again(&mut self, client: ClientId, request: Request, level: Level) {
-        let reply = self
-            .state
-            .session(client)
-            .and_then(|session| session.replies.get(&request));
+        let reply = self.state.session(client).and_then(|session| session.replies.get(&request));
         match reply.map(|reply| reply.lsn) {
             Some(lsn) => self.respond(client, request, lsn, self.effective(level)),
             None => {
                 if let Some((conn, live)) = self.live(client) {
-                    let response = Response {
-                        request,
-                        tag: None,
-                        outcome: Some(Outcome::Superseded),
-                    };
+                    let response = Response { request, tag: None, outcome: Some(Outcome::Superseded) };
                     live.responses.push((Lsn(0), response));
                     self.dirty.insert(conn);
                 }
@@ -493,23 +345,10 @@ impl Primary {
     }
 
     fn on_result(&mut self, asked: Asked, lsn: Lsn, result: Bytes) {
-        let Asked {
-            conn, id, level, ..
-        } = asked;
-        let level = if rule::on(Rule::ReadLevel) {
-            self.effective(level)
-        } else {
-            Level::Local
-        };
+        let Asked { conn, id, level, .. } = asked;
+        let level = if rule::on(Rule::ReadLevel) { self.effective(level) } else { Level::Local };
         let echo = self.ask_echo();
-        self.reads.push(Reading {
-            conn,
-            id,
-            level,
-            lsn,
-            echo,
-            result,
-        });
+        self.reads.push(Reading { conn, id, level, lsn, echo, result });
         self.release_reads();
     }
 
@@ -540,9 +379,7 @@ impl Primary {
                 continue;
             };
             waiting.tagged = true;
-            let Waiting {
-                client, request, ..
-            } = *waiting;
+            let Waiting { client, request, .. } = *waiting;
             if met {
                 self.replies.remove(&lsn);
             }
@@ -555,10 +392,7 @@ impl Primary {
     pub(super) fn renew_echoes(&mut self) {
         if self.reads.iter().any(|reading| reading.echo > 0) {
             let echo = self.next_echo();
-            self.reads
-                .iter_mut()
-                .filter(|reading| reading.echo > 0)
-                .for_each(|reading| reading.echo = echo);
+            self.reads.iter_mut().filter(|reading| reading.echo > 0).for_each(|reading| reading.echo = echo);
         }
     }
 
@@ -569,24 +403,10 @@ impl Primary {
                 self.reads.push(reading);
                 continue;
             }
-            let Reading {
-                conn,
-                id,
-                lsn,
-                result,
-                ..
-            } = reading;
-            if let Some(live) = self
-                .streams
-                .get_mut(&conn)
-                .and_then(|stream| stream.live.as_mut())
-            {
+            let Reading { conn, id, lsn, result, .. } = reading;
+            if let Some(live) = self.streams.get_mut(&conn).and_then(|stream| stream.live.as_mut()) {
                 live.queries = live.queries.saturating_sub(1);
-                live.results.push(QueryResult {
-                    id,
-                    lsn,
-                    result: Ok(result),
-                });
+                live.results.push(QueryResult { id, lsn, result: Ok(result) });
                 self.dirty.insert(conn);
             }
         }
@@ -611,8 +431,7 @@ impl Primary {
     /// Leaves the mark of an orderly stop once everything is stable.
     pub(super) fn check_stopped(&mut self, out: &mut Vec<Output>) {
         let head = self.water.head();
-        let drained =
-            self.executing.is_none() && self.water.stable() == head && self.water.logged() == head;
+        let drained = self.executing.is_none() && self.water.stable() == head && self.water.logged() == head;
         if matches!(self.phase, Phase::Stopping) && drained && self.proposals.is_empty() {
             self.phase = Phase::Stopped;
             self.marks.clean = Some(head);
@@ -634,17 +453,8 @@ impl Primary {
         out.push(Output::Event(NodeEvent::Stopped(true)));
     }
 
-    pub(super) fn epoch_start_header(
-        &self,
-        now: Time,
-        lsn: Lsn,
-        epoch: Epoch,
-        body: Body,
-    ) -> Header {
-        Header {
-            epoch,
-            ..self.header(now, lsn, body, None)
-        }
+    pub(super) fn epoch_start_header(&self, now: Time, lsn: Lsn, epoch: Epoch, body: Body) -> Header {
+        Header { epoch, ..self.header(now, lsn, body, None) }
     }
 }
 

@@ -96,11 +96,7 @@ impl Primary {
         let own = Target::Backup(marks.node);
         // A takeover that did not conclude: the log still names this node as somebody's backup.
         let takeover = state.target() == own;
-        let target = if takeover {
-            Target::Own
-        } else {
-            state.target()
-        };
+        let target = if takeover { Target::Own } else { state.target() };
         let clean = marks.clean == Some(state.end());
         let started = state.epoch() != Epoch::ZERO;
         let beginning = Beginning {
@@ -131,47 +127,19 @@ impl Primary {
 
     /// A backup that was promoted: its promise is durable, its log ends at the base.
     pub(crate) fn takeover(promoted: Promoted, now: Time, out: &mut Vec<Output>) -> Self {
-        let Promoted {
-            settings,
-            marks,
-            state,
-            forced,
-            policy,
-            streams,
-            saves,
-            saved,
-        } = promoted;
-        let beginning = Beginning {
-            target: Target::Own,
-            complete: false,
-            in_sync: marks.in_sync && !forced,
-        };
+        let Promoted { settings, marks, state, forced, policy, streams, saves, saved } = promoted;
+        let beginning = Beginning { target: Target::Own, complete: false, in_sync: marks.in_sync && !forced };
         let epoch = marks.promised;
         let mut primary = Self::bare(settings, marks, state, beginning);
         primary.policy = policy;
         (primary.saves, primary.saved) = (saves, saved);
         let streams = streams.into_iter();
-        primary.streams = streams
-            .map(|conn| {
-                (
-                    conn,
-                    Stream {
-                        greeted: true,
-                        ..Stream::default()
-                    },
-                )
-            })
-            .collect();
+        primary.streams = streams.map(|conn| (conn, Stream { greeted: true, ..Stream::default() })).collect();
         primary.begin_recovery(now, epoch, out);
         primary
     }
 
-    fn bare(
-        settings: PrimarySettings,
-        marks: Marks,
-        state: LogState,
-        beginning: Beginning,
-    ) -> Self {
+    fn bare(settings: PrimarySettings, marks: Marks, state: LogState, beginning: Beginning) -> Self {
         let end = state.end();
         Self {
             policy: settings.policy,
@@ -219,11 +187,7 @@ impl Primary {
         // Whether a grant was sent before the crash is not known: then only the backup's word moves `stable`.
         self.counts_backup = self.state.target() != Target::Own;
         let end = self.state.end();
-        let stable = self
-            .marks
-            .stable
-            .max(self.state.reigns_from(self.epoch)[0].start)
-            .min(end);
+        let stable = self.marks.stable.max(self.state.reigns_from(self.epoch)[0].start).min(end);
         self.water = Watermarks::new(end, stable);
         self.unstable = Unstable::new(stable.next());
         self.marks.clean = None;
@@ -233,11 +197,7 @@ impl Primary {
 
     fn load(&mut self, out: &mut Vec<Output>) {
         if self.unstable.next() <= self.water.head() {
-            out.push(Output::Read {
-                conn: OWN,
-                from: self.unstable.next(),
-                bytes_max: READ_BYTES,
-            });
+            out.push(Output::Read { conn: OWN, from: self.unstable.next(), bytes_max: READ_BYTES });
         }
     }
 
@@ -261,11 +221,7 @@ impl Primary {
 
     /// The epoch this node mints next, above whatever it or the backup promised.
     fn mint(&self, promised: Epoch) -> Epoch {
-        self.marks
-            .promised
-            .max(promised)
-            .max(self.state.epoch())
-            .successor(self.marks.node, false)
+        self.marks.promised.max(promised).max(self.state.epoch()).successor(self.marks.node, false)
     }
 
     /// Marks the new epoch durably, with its base.
@@ -285,15 +241,10 @@ impl Primary {
             Phase::Marking { epoch, save } if self.saved >= save && self.beginning.complete => {
                 self.begin_epoch(epoch);
                 self.push_status(out);
-                let plan = Plan {
-                    observed: self.base,
-                    ..Plan::default()
-                };
+                let plan = Plan { observed: self.base, ..Plan::default() };
                 self.conclude(now, plan, out);
             }
-            Phase::Marking { epoch, save } if self.saved >= save => {
-                self.begin_recovery(now, epoch, out)
-            }
+            Phase::Marking { epoch, save } if self.saved >= save => self.begin_recovery(now, epoch, out),
             Phase::Loading => self.try_go_on(now, out),
             Phase::Stopped if self.saved == self.saves => self.on_stop_marked(out),
             _ => {}
@@ -316,13 +267,7 @@ impl Primary {
         self.begin_epoch(epoch);
         let credit = self.settings.pull_credit_bytes;
         let in_sync = self.beginning.in_sync;
-        self.phase = Phase::Recovering(Box::new(Recovery::new(
-            &self.state,
-            in_sync,
-            self.policy,
-            credit,
-            now,
-        )));
+        self.phase = Phase::Recovering(Box::new(Recovery::new(&self.state, in_sync, self.policy, credit, now)));
         self.push_status(out);
         self.pump(out);
     }
@@ -343,10 +288,7 @@ impl Primary {
             return;
         }
         if !self.needs_reports() {
-            let plan = Plan {
-                observed: self.base,
-                ..Plan::default()
-            };
+            let plan = Plan { observed: self.base, ..Plan::default() };
             self.conclude(now, plan, out);
             return;
         }
@@ -354,13 +296,7 @@ impl Primary {
             return;
         };
         for (conn, requests) in recovery.pulls() {
-            out.push(Output::ToClient(
-                conn,
-                NodeMessage::Pull {
-                    epoch: self.epoch,
-                    requests,
-                },
-            ));
+            out.push(Output::ToClient(conn, NodeMessage::Pull { epoch: self.epoch, requests }));
         }
         let next = recovery.evaluate(now, &self.state);
         self.on_next(now, next, out);
@@ -397,12 +333,8 @@ impl Primary {
             excluded: plan.excluded.clone(),
             gaps: plan.gaps.clone(),
         };
-        assert!(
-            plan.policy.is_some() || plan.gaps.is_empty(),
-            "I10: a gap is somebody's decision"
-        );
-        let start =
-            self.epoch_start_header(now, lsn, self.epoch, Body::EpochStart(Box::new(start)));
+        assert!(plan.policy.is_some() || plan.gaps.is_empty(), "I10: a gap is somebody's decision");
+        let start = self.epoch_start_header(now, lsn, self.epoch, Body::EpochStart(Box::new(start)));
         self.phase = Phase::Concluding { start: None };
         self.execute_plan(now, plan, start, out);
     }
@@ -421,35 +353,22 @@ impl Primary {
         };
         let backed = match self.beginning.target {
             Target::Own => true,
-            Target::Backup(_) => self
-                .follower
-                .as_ref()
-                .is_some_and(|follower| follower.durable >= start),
+            Target::Backup(_) => self.follower.as_ref().is_some_and(|follower| follower.durable >= start),
         };
         let stable = self.water.logged() >= start && backed;
         if stable || !rule::on(Rule::OpenStableEpoch) {
-            self.counts_backup = self
-                .follower
-                .as_ref()
-                .is_some_and(|follower| follower.in_sync);
+            self.counts_backup = self.follower.as_ref().is_some_and(|follower| follower.in_sync);
             // Whatever lies below was made stable with it.
             self.water.stabilize(start);
             self.unstable.release(start);
             let report = Box::new(self.state.start().clone());
-            out.push(Output::Event(NodeEvent::Opened {
-                report,
-                epoch: self.epoch,
-                start,
-            }));
+            out.push(Output::Event(NodeEvent::Opened { report, epoch: self.epoch, start }));
             self.open(now, out);
         }
     }
 
     fn open(&mut self, now: Time, out: &mut Vec<Output>) {
-        assert!(
-            self.state.epoch() == self.epoch,
-            "I7: a reign opens with its own EpochStart in the log"
-        );
+        assert!(self.state.epoch() == self.epoch, "I7: a reign opens with its own EpochStart in the log");
         self.phase = Phase::Open;
         self.push_status(out);
         for (client, session) in self.state.sessions() {
@@ -464,14 +383,7 @@ impl Primary {
     }
 
     /// The backup promised the epoch this restarting primary asked for.
-    pub(super) fn on_promised(
-        &mut self,
-        now: Time,
-        epoch: Epoch,
-        end: Lsn,
-        last: Epoch,
-        out: &mut Vec<Output>,
-    ) {
+    pub(super) fn on_promised(&mut self, now: Time, epoch: Epoch, end: Lsn, last: Epoch, out: &mut Vec<Output>) {
         let Phase::Promising { epoch: asked } = self.phase else {
             return;
         };
@@ -503,10 +415,7 @@ impl Primary {
                 && follower.asked <= have
             {
                 follower.asked = have.next();
-                let fetch = PrimaryMessage::Fetch {
-                    epoch,
-                    from: have.next(),
-                };
+                let fetch = PrimaryMessage::Fetch { epoch, from: have.next() };
                 out.push(Output::ToBackup(follower.conn, fetch));
             }
         } else if self.water.logged() >= have {
@@ -518,10 +427,7 @@ impl Primary {
         if !matches!(self.phase, Phase::Fetching { .. }) || self.executing.is_some() {
             return;
         }
-        if records
-            .first()
-            .is_none_or(|record| record.lsn() != self.state.end().next())
-        {
+        if records.first().is_none_or(|record| record.lsn() != self.state.end().next()) {
             let why = "the backup sent other records than it was asked for";
             self.refuse_follower(Error::new(Code::Protocol, why), out);
             return;
@@ -529,13 +435,7 @@ impl Primary {
         self.execute_fetched(now, records, out);
     }
 
-    pub(super) fn on_read(
-        &mut self,
-        now: Time,
-        conn: Conn,
-        records: Vec<Record>,
-        out: &mut Vec<Output>,
-    ) {
+    pub(super) fn on_read(&mut self, now: Time, conn: Conn, records: Vec<Record>, out: &mut Vec<Output>) {
         if conn == OWN {
             self.on_loaded(now, records, out);
         } else {
@@ -548,10 +448,7 @@ impl Primary {
         let epoch = self.mint(promised);
         self.phase = Phase::Promising { epoch };
         if let Some(follower) = &self.follower {
-            out.push(Output::ToBackup(
-                follower.conn,
-                PrimaryMessage::Promise { epoch },
-            ));
+            out.push(Output::ToBackup(follower.conn, PrimaryMessage::Promise { epoch }));
         }
     }
 
@@ -566,12 +463,6 @@ impl Primary {
             _ => return None,
         };
         let base = self.state.end();
-        Some(RecoveryStatus {
-            phase: phase.to_owned(),
-            base,
-            observed: base,
-            known: base,
-            ..RecoveryStatus::default()
-        })
+        Some(RecoveryStatus { phase: phase.to_owned(), base, observed: base, known: base, ..RecoveryStatus::default() })
     }
 }

@@ -8,8 +8,7 @@ use crate::client::image::rolled_back;
 use crate::error::{Code, Error};
 use crate::log::{Body, ClientId, Level, Lsn, Request, Target, Time};
 use crate::message::{
-    Attach, ClientFrame, ClientMessage, Hello, NodeFrame, NodeMessage, QueryResult, Response,
-    VERSION, Welcome, Write,
+    Attach, ClientFrame, ClientMessage, Hello, NodeFrame, NodeMessage, QueryResult, Response, VERSION, Welcome, Write,
 };
 use crate::node::{Conn, NodeEvent, Output};
 use crate::rule::{self, Rule};
@@ -62,28 +61,16 @@ struct Sent {
 }
 
 impl Primary {
-    pub(super) fn on_client(
-        &mut self,
-        now: Time,
-        conn: Conn,
-        message: ClientMessage,
-        out: &mut Vec<Output>,
-    ) {
+    pub(super) fn on_client(&mut self, now: Time, conn: Conn, message: ClientMessage, out: &mut Vec<Output>) {
         if matches!(self.phase, Phase::Deposed | Phase::Stopped) {
-            out.push(Output::ToClient(
-                conn,
-                NodeMessage::Status(self.wire_status()),
-            ));
+            out.push(Output::ToClient(conn, NodeMessage::Status(self.wire_status())));
             out.push(Output::Close(conn));
             return;
         }
         let greeted = self.streams.get(&conn).is_some_and(|stream| stream.greeted);
         let done = match message {
             ClientMessage::Hello(hello) => self.on_hello(conn, &hello, out),
-            _ if !greeted => Err(Error::new(
-                Code::Protocol,
-                "the first message of a stream is a hello",
-            )),
+            _ if !greeted => Err(Error::new(Code::Protocol, "the first message of a stream is a hello")),
             ClientMessage::Attach(attach) => self.on_attach(now, conn, attach, out),
             ClientMessage::Frame(frame) => self.on_frame(conn, frame, out),
             ClientMessage::Report(report) => match (self.client_of(conn), &mut self.phase) {
@@ -105,77 +92,40 @@ impl Primary {
     }
 
     fn client_of(&self, conn: Conn) -> Option<ClientId> {
-        self.streams
-            .get(&conn)?
-            .attach
-            .as_ref()
-            .map(|attach| attach.client)
+        self.streams.get(&conn)?.attach.as_ref().map(|attach| attach.client)
     }
 
     fn on_hello(&mut self, conn: Conn, hello: &Hello, out: &mut Vec<Output>) -> Result<(), Error> {
         check_hello(hello, self.marks.cluster, self.marks.group)?;
         if hello.epoch > self.epoch.max(self.marks.promised) {
-            self.streams.insert(
-                conn,
-                Stream {
-                    greeted: true,
-                    ..Stream::default()
-                },
-            );
+            self.streams.insert(conn, Stream { greeted: true, ..Stream::default() });
             self.depose(hello.epoch, out);
             return Ok(());
         }
-        self.streams.insert(
-            conn,
-            Stream {
-                greeted: true,
-                ..Stream::default()
-            },
-        );
-        out.push(Output::ToClient(
-            conn,
-            NodeMessage::Status(self.wire_status()),
-        ));
+        self.streams.insert(conn, Stream { greeted: true, ..Stream::default() });
+        out.push(Output::ToClient(conn, NodeMessage::Status(self.wire_status())));
         Ok(())
     }
 
-    fn on_attach(
-        &mut self,
-        now: Time,
-        conn: Conn,
-        attach: Attach,
-        out: &mut Vec<Output>,
-    ) -> Result<(), Error> {
+    fn on_attach(&mut self, now: Time, conn: Conn, attach: Attach, out: &mut Vec<Output>) -> Result<(), Error> {
         if attach.epoch != self.epoch {
             let why = format!("this node is in epoch {}, not {}", self.epoch, attach.epoch);
             return Err(Error::new(Code::WrongEpoch, why));
         }
         let client = attach.client;
-        let known = self
-            .state
-            .session(client)
-            .map_or(0, |session| session.info.incarnation);
+        let known = self.state.session(client).map_or(0, |session| session.info.incarnation);
         let old = self.attached.get(&client).copied();
-        let attached = old
-            .and_then(|old| self.streams.get(&old))
-            .and_then(|stream| stream.attach.as_ref());
+        let attached = old.and_then(|old| self.streams.get(&old)).and_then(|stream| stream.attach.as_ref());
         let newest = known.max(attached.map_or(0, |attach| attach.incarnation));
         if attach.incarnation < newest {
-            let why = format!(
-                "incarnation {} of this cache was replaced by {newest}",
-                attach.incarnation
-            );
+            let why = format!("incarnation {} of this cache was replaced by {newest}", attach.incarnation);
             return Err(Error::new(Code::SessionReplaced, why));
         }
         if old.is_some_and(|old| old != conn) {
             self.detach(client, out);
         }
         let stream = self.streams.get_mut(&conn).expect("greeted");
-        if stream
-            .attach
-            .as_ref()
-            .is_some_and(|before| before.client != client)
-        {
+        if stream.attach.as_ref().is_some_and(|before| before.client != client) {
             return Err(Error::new(Code::Protocol, "a stream serves one session"));
         }
         stream.live = None;
@@ -189,20 +139,10 @@ impl Primary {
             Phase::Recovering(recovery) if recovery.asks(client) => {
                 recovery.begin(now, client, conn);
                 let (of, base) = (recovery.of(), recovery.base());
-                out.push(Output::ToClient(
-                    conn,
-                    NodeMessage::RollCall {
-                        epoch: self.epoch,
-                        of,
-                        base,
-                    },
-                ));
+                out.push(Output::ToClient(conn, NodeMessage::RollCall { epoch: self.epoch, of, base }));
             }
             _ => {
-                let why = Error::new(
-                    Code::Recovering,
-                    "the node is recovering; the session is served when it opens",
-                );
+                let why = Error::new(Code::Recovering, "the node is recovering; the session is served when it opens");
                 out.push(Output::ToClient(conn, NodeMessage::Waiting(why)));
             }
         }
@@ -219,10 +159,8 @@ impl Primary {
     /// Takes a session's stream away from it.
     pub(super) fn detach(&mut self, client: ClientId, out: &mut Vec<Output>) {
         if let Some(conn) = self.attached.get(&client).copied() {
-            let why = Error::new(
-                Code::SessionReplaced,
-                "another stream of this session took over, or it is being ended",
-            );
+            let why =
+                Error::new(Code::SessionReplaced, "another stream of this session took over, or it is being ended");
             out.push(Output::ToClient(conn, NodeMessage::Refused(why)));
             out.push(Output::Close(conn));
             self.forget_stream(conn);
@@ -230,19 +168,12 @@ impl Primary {
     }
 
     pub(super) fn on_gone(&mut self, now: Time, conn: Conn) {
-        if self
-            .follower
-            .as_ref()
-            .is_some_and(|follower| follower.conn == conn)
-        {
+        if self.follower.as_ref().is_some_and(|follower| follower.conn == conn) {
             self.follower = None;
             return;
         }
         if let Some(client) = self.forget_stream(conn)
-            && self
-                .state
-                .session(client)
-                .is_some_and(|session| session.standing == Standing::On)
+            && self.state.session(client).is_some_and(|session| session.standing == Standing::On)
         {
             self.disconnected.insert(client, now);
             self.keep_house_soon(now);
@@ -282,37 +213,24 @@ impl Primary {
         let Some(conn) = self.attached.get(&client).copied() else {
             return;
         };
-        let Some(attach) = self
-            .streams
-            .get(&conn)
-            .and_then(|stream| stream.attach.clone())
-        else {
+        let Some(attach) = self.streams.get(&conn).and_then(|stream| stream.attach.clone()) else {
             return;
         };
-        if self.in_flight.contains(&client)
-            || self.departing.contains_key(&client)
-            || self.ending.contains(&client)
-        {
+        if self.in_flight.contains(&client) || self.departing.contains_key(&client) || self.ending.contains(&client) {
             return;
         }
         let stable = self.water.stable();
-        let session = self
-            .state
-            .session(client)
-            .map(|session| (session.standing, session.since));
+        let session = self.state.session(client).map(|session| (session.standing, session.since));
         match session {
             None if !attach.fresh => {
-                let why =
-                    "the session ended or expired; what it left unanswered has an unknown outcome";
+                let why = "the session ended or expired; what it left unanswered has an unknown outcome";
                 self.refuse(now, conn, Error::new(Code::SessionExpired, why), out);
             }
             None if self.state.sessions().len() >= self.settings.sessions_max => {
                 let why = format!("{} sessions are open already", self.settings.sessions_max);
                 self.refuse(now, conn, Error::new(Code::TooManySessions, why), out);
             }
-            None if self.settings.require_backup && !self.counts_backup => {
-                self.wait_for_backup(conn, out)
-            }
+            None if self.settings.require_backup && !self.counts_backup => self.wait_for_backup(conn, out),
             None => {
                 let info = crate::log::SessionInfo {
                     incarnation: attach.incarnation,
@@ -323,16 +241,10 @@ impl Primary {
                 self.wait_for_backup(conn, out);
             }
             Some((Standing::On, since)) if since <= stable => self.welcome(conn, &attach, out),
-            Some((Standing::On, _)) if !rule::on(Rule::OpenStable) => {
-                self.welcome(conn, &attach, out)
-            }
+            Some((Standing::On, _)) if !rule::on(Rule::OpenStable) => self.welcome(conn, &attach, out),
             Some((Standing::On, _)) => self.wait_for_backup(conn, out),
-            Some((Standing::Suspended, _)) if !rule::on(Rule::ResumeStable) => {
-                self.welcome(conn, &attach, out)
-            }
-            Some((Standing::Absent, _)) if !rule::on(Rule::LateResume) => {
-                self.welcome(conn, &attach, out)
-            }
+            Some((Standing::Suspended, _)) if !rule::on(Rule::ResumeStable) => self.welcome(conn, &attach, out),
+            Some((Standing::Absent, _)) if !rule::on(Rule::LateResume) => self.welcome(conn, &attach, out),
             Some((Standing::Suspended | Standing::Absent, _)) => {
                 self.propose(client, Body::Resume(attach.incarnation));
                 self.wait_for_backup(conn, out);
@@ -342,14 +254,10 @@ impl Primary {
 
     /// Tells a client why it waits, where the backup is the reason.
     fn wait_for_backup(&self, conn: Conn, out: &mut Vec<Output>) {
-        let missing = self.follower.is_none()
-            && (self.settings.require_backup || self.state.target() != Target::Own);
+        let missing = self.follower.is_none() && (self.settings.require_backup || self.state.target() != Target::Own);
         if missing {
             let why = "the backup is not connected, and a session has to be stable there before it is answered";
-            out.push(Output::ToClient(
-                conn,
-                NodeMessage::Waiting(Error::new(Code::BackupUnavailable, why)),
-            ));
+            out.push(Output::ToClient(conn, NodeMessage::Waiting(Error::new(Code::BackupUnavailable, why))));
         }
     }
 
@@ -357,31 +265,17 @@ impl Primary {
         let client = attach.client;
         self.admissions.remove(&client);
         let reigns = self.state.reigns_from(attach.oldest).to_vec();
-        if self.state.lowest() == Level::Local
-            && rolled_back(&reigns, attach.observed_epoch, attach.observed)
-        {
-            let at = reigns
-                .iter()
-                .position(|reign| reign.epoch == attach.observed_epoch);
-            let end = at
-                .and_then(|at| reigns.get(at + 1))
-                .map_or(Lsn(0), |next| next.start.prev());
-            out.push(Output::Event(NodeEvent::ObservedBeyond {
-                client,
-                end,
-                observed: attach.observed,
-            }));
+        if self.state.lowest() == Level::Local && rolled_back(&reigns, attach.observed_epoch, attach.observed) {
+            let at = reigns.iter().position(|reign| reign.epoch == attach.observed_epoch);
+            let end = at.and_then(|at| reigns.get(at + 1)).map_or(Lsn(0), |next| next.start.prev());
+            out.push(Output::Event(NodeEvent::ObservedBeyond { client, end, observed: attach.observed }));
         }
         let stable = self.water.stable();
         let live = Live {
             client,
             next: attach.from,
             stable_sent: stable,
-            manifest_upto: if rule::on(Rule::ManifestRestart) {
-                Lsn(0)
-            } else {
-                self.water.head()
-            },
+            manifest_upto: if rule::on(Rule::ManifestRestart) { Lsn(0) } else { self.water.head() },
             // It may hold from an earlier stream what no frame of this one will mention.
             owes: self.water.head(),
             ..Live::default()
@@ -408,47 +302,26 @@ impl Primary {
         }
     }
 
-    fn on_frame(
-        &mut self,
-        conn: Conn,
-        frame: ClientFrame,
-        out: &mut Vec<Output>,
-    ) -> Result<(), Error> {
+    fn on_frame(&mut self, conn: Conn, frame: ClientFrame, out: &mut Vec<Output>) -> Result<(), Error> {
         if matches!(self.phase, Phase::Stopping) {
             self.confirm(conn, frame.confirm)?;
             return Ok(());
         }
-        let Some(live) = self
-            .streams
-            .get_mut(&conn)
-            .and_then(|stream| stream.live.as_mut())
-        else {
-            return Err(Error::new(
-                Code::Protocol,
-                "a frame on a stream without a session",
-            ));
+        let Some(live) = self.streams.get_mut(&conn).and_then(|stream| stream.live.as_mut()) else {
+            return Err(Error::new(Code::Protocol, "a frame on a stream without a session"));
         };
         if frame.epoch != self.epoch {
-            let why = format!(
-                "a frame of epoch {} on a stream of epoch {}",
-                frame.epoch, self.epoch
-            );
+            let why = format!("a frame of epoch {} on a stream of epoch {}", frame.epoch, self.epoch);
             return Err(Error::new(Code::WrongEpoch, why));
         }
         if live.closing {
             return Err(Error::new(Code::Protocol, "a frame after the close"));
         }
         let client = live.client;
-        if self
-            .state
-            .session(client)
-            .is_none_or(|session| session.standing != Standing::On)
+        if self.state.session(client).is_none_or(|session| session.standing != Standing::On)
             && rule::on(Rule::SuspendFinal)
         {
-            return Err(Error::new(
-                Code::SessionReplaced,
-                "the session is not on the roster: attach again",
-            ));
+            return Err(Error::new(Code::SessionReplaced, "the session is not on the roster: attach again"));
         }
         self.confirm(conn, frame.confirm)?;
         for write in frame.writes {
@@ -463,21 +336,13 @@ impl Primary {
                 let why = format!("more than {} queries at once", self.settings.queries_max);
                 return Err(Error::new(Code::Protocol, why));
             }
-            self.asked.push_back(Asked {
-                conn,
-                id: query.id,
-                level,
-                payload: query.payload,
-            });
+            self.asked.push_back(Asked { conn, id: query.id, level, payload: query.payload });
         }
         if frame.close {
             self.live_at(conn).closing = true;
             let queued = self.writes.iter().any(|queued| queued.client == client);
             if queued || self.is_executing(client) || self.in_flight.contains(&client) {
-                return Err(Error::new(
-                    Code::Protocol,
-                    "a close before everything was answered",
-                ));
+                return Err(Error::new(Code::Protocol, "a close before everything was answered"));
             }
             self.propose(client, Body::Close);
             self.wait_for_backup(conn, out);
@@ -486,10 +351,7 @@ impl Primary {
     }
 
     fn live_at(&mut self, conn: Conn) -> &mut Live {
-        let live = self
-            .streams
-            .get_mut(&conn)
-            .and_then(|stream| stream.live.as_mut());
+        let live = self.streams.get_mut(&conn).and_then(|stream| stream.live.as_mut());
         live.expect("checked when the frame came")
     }
 
@@ -497,63 +359,40 @@ impl Primary {
         if length as u64 <= self.settings.command_bytes_max {
             return Ok(());
         }
-        let why = format!(
-            "{length} bytes are more than the {} of command_bytes_max",
-            self.settings.command_bytes_max
-        );
+        let why = format!("{length} bytes are more than the {} of command_bytes_max", self.settings.command_bytes_max);
         Err(Error::new(Code::TooLarge, why))
     }
 
     fn on_write(&mut self, conn: Conn, client: ClientId, write: Write) -> Result<(), Error> {
         self.check_size(write.payload.len())?;
         if !write.digest.verifies(&write.payload) {
-            return Err(Error::new(
-                Code::Protocol,
-                format!("request {} does not have its checksum", write.request),
-            ));
+            return Err(Error::new(Code::Protocol, format!("request {} does not have its checksum", write.request)));
         }
         let window = self.settings.window;
         let live = self.live_at(conn);
         if write.request > live.next {
-            let why = format!(
-                "request {} where {} is next: numbers are dense",
-                write.request, live.next
-            );
+            let why = format!("request {} where {} is next: numbers are dense", write.request, live.next);
             return Err(Error::new(Code::Protocol, why));
         }
         let repeated = write.request < live.next;
         live.next = live.next.max(write.request.next());
-        let next = self
-            .state
-            .session(client)
-            .map_or(Request(1), |session| session.next);
+        let next = self.state.session(client).map_or(Request(1), |session| session.next);
         if write.request < next {
             self.respond_again(client, write.request, write.level);
         } else if !repeated && !self.is_executing_request(client, write.request) {
             let live = self.live_at(conn);
             live.queued += 1;
             if live.queued > window {
-                return Err(Error::new(
-                    Code::Protocol,
-                    format!("more than {window} requests in flight"),
-                ));
+                return Err(Error::new(Code::Protocol, format!("more than {window} requests in flight")));
             }
-            self.writes.push_back(Queued {
-                conn,
-                client,
-                write,
-            });
+            self.writes.push_back(Queued { conn, client, write });
         }
         Ok(())
     }
 
     /// The client's cache holds what the frames up to `seq` gave it.
     fn confirm(&mut self, conn: Conn, seq: u64) -> Result<(), Error> {
-        let Some(live) = self
-            .streams
-            .get_mut(&conn)
-            .and_then(|stream| stream.live.as_mut())
-        else {
+        let Some(live) = self.streams.get_mut(&conn).and_then(|stream| stream.live.as_mut()) else {
             return Ok(());
         };
         if seq > live.seq {
@@ -588,22 +427,12 @@ impl Primary {
     /// The sessions whose end became stable hear of it.
     pub(super) fn tell_closed(&mut self, now: Time, out: &mut Vec<Output>) {
         let stable = self.water.stable();
-        let gone = self
-            .departing
-            .iter()
-            .filter(|(_, lsn)| **lsn <= stable)
-            .map(|(client, _)| *client);
+        let gone = self.departing.iter().filter(|(_, lsn)| **lsn <= stable).map(|(client, _)| *client);
         for client in gone.collect::<Vec<_>>() {
             self.departing.remove(&client);
             let epoch = self.epoch;
             if let Some((conn, live)) = self.live(client) {
-                let frame = NodeFrame {
-                    epoch,
-                    seq: live.seq + 1,
-                    stable,
-                    closed: true,
-                    ..NodeFrame::default()
-                };
+                let frame = NodeFrame { epoch, seq: live.seq + 1, stable, closed: true, ..NodeFrame::default() };
                 live.seq += 1;
                 out.push(Output::ToClient(conn, NodeMessage::Frame(frame)));
                 out.push(Output::Close(conn));
@@ -622,51 +451,26 @@ impl Primary {
         let stable = self.water.stable();
         let manifests = self.state.lowest() != Level::Local && rule::on(Rule::Manifest);
         for conn in std::mem::take(&mut self.dirty) {
-            let Some(live) = self
-                .streams
-                .get_mut(&conn)
-                .and_then(|stream| stream.live.as_mut())
-            else {
+            let Some(live) = self.streams.get_mut(&conn).and_then(|stream| stream.live.as_mut()) else {
                 continue;
             };
             let news = live.push && stable > live.stable_sent;
             if live.responses.is_empty() && live.results.is_empty() && !news {
                 continue;
             }
-            let replied = live
-                .responses
-                .iter()
-                .filter(|(_, response)| response.outcome.is_some())
-                .map(|(lsn, _)| *lsn);
-            let revealed = replied
-                .chain(live.results.iter().map(|result| result.lsn))
-                .max()
-                .unwrap_or(Lsn(0));
-            let mut tags: Vec<Lsn> = live
-                .responses
-                .iter()
-                .map(|(lsn, _)| *lsn)
-                .filter(|lsn| *lsn > stable)
-                .collect();
+            let replied = live.responses.iter().filter(|(_, response)| response.outcome.is_some()).map(|(lsn, _)| *lsn);
+            let revealed = replied.chain(live.results.iter().map(|result| result.lsn)).max().unwrap_or(Lsn(0));
+            let mut tags: Vec<Lsn> = live.responses.iter().map(|(lsn, _)| *lsn).filter(|lsn| *lsn > stable).collect();
             tags.sort_unstable();
-            let mut frame = NodeFrame {
-                epoch: self.epoch,
-                stable,
-                ..NodeFrame::default()
-            };
+            let mut frame = NodeFrame { epoch: self.epoch, stable, ..NodeFrame::default() };
             let mut headers = Vec::new();
             if manifests {
-                for lsn in self
-                    .unstable
-                    .unconfirmed_in(live.manifest_upto.max(stable), revealed)
-                {
+                for lsn in self.unstable.unconfirmed_in(live.manifest_upto.max(stable), revealed) {
                     let Some(record) = self.unstable.get(lsn) else {
                         continue;
                     };
                     let header = &record.entry.header;
-                    let own = header
-                        .origin
-                        .is_some_and(|origin| origin.client == live.client);
+                    let own = header.origin.is_some_and(|origin| origin.client == live.client);
                     if tags.binary_search(&lsn).is_ok() || (own && !rule::on(Rule::ManifestOwn)) {
                         continue;
                     }
@@ -680,30 +484,17 @@ impl Primary {
             }
             live.seq += 1;
             frame.seq = live.seq;
-            frame.responses = live
-                .responses
-                .drain(..)
-                .map(|(_, response)| response)
-                .collect();
+            frame.responses = live.responses.drain(..).map(|(_, response)| response).collect();
             frame.results = std::mem::take(&mut live.results);
-            live.owes = live
-                .owes
-                .max(tags.last().copied().unwrap_or_default())
-                .max(revealed);
+            live.owes = live.owes.max(tags.last().copied().unwrap_or_default()).max(revealed);
             live.stable_sent = stable;
             live.push = false;
             if rule::on(Rule::ConfirmByOrigin) {
                 if !tags.is_empty() || !headers.is_empty() {
-                    live.sent.push_back(Sent {
-                        seq: live.seq,
-                        tags,
-                        headers,
-                    });
+                    live.sent.push_back(Sent { seq: live.seq, tags, headers });
                 }
             } else {
-                tags.iter()
-                    .chain(&headers)
-                    .for_each(|lsn| self.unstable.confirm(*lsn));
+                tags.iter().chain(&headers).for_each(|lsn| self.unstable.confirm(*lsn));
             }
             out.push(Output::ToClient(conn, NodeMessage::Frame(frame)));
         }
@@ -717,18 +508,14 @@ pub(crate) fn check_hello(
     group: crate::log::GroupId,
 ) -> Result<(), Error> {
     if hello.version != VERSION {
-        let why = format!(
-            "this node speaks version {VERSION} of the protocol, the client {}",
-            hello.version
-        );
+        let why = format!("this node speaks version {VERSION} of the protocol, the client {}", hello.version);
         return Err(Error::new(Code::WrongVersion, why));
     }
-    let foreign = hello.cluster.is_some_and(|theirs| theirs != cluster)
-        || hello.group.is_some_and(|theirs| theirs != group);
+    let foreign =
+        hello.cluster.is_some_and(|theirs| theirs != cluster) || hello.group.is_some_and(|theirs| theirs != group);
     if foreign {
-        let why = format!(
-            "this node serves group {group} of cluster {cluster}: check the client's endpoints and cache"
-        );
+        let why =
+            format!("this node serves group {group} of cluster {cluster}: check the client's endpoints and cache");
         return Err(Error::new(Code::WrongCluster, why));
     }
     Ok(())

@@ -1,0 +1,201 @@
+//! The traffic of an established session: frames in, which the cache has before anything follows from them, and
+//! frames out, as window and cache have room.
+
+use super::{Client, ClientOutput, Command, FRAME_BYTES, Live};
+use crate::client::image::CacheOp;
+use crate::log::{Digest, HEADER_COST, Level, Request, Time};
+use crate::message::{ClientFrame, ClientMessage, NodeFrame, Outcome, Query, Response, Write};
+use crate::rule::{self, Rule};
+use bytes::Bytes;
+
+impl Client {
+    pub(super) fn on_frame(&mut self, now: Time, frame: NodeFrame, out: &mut Vec<ClientOutput>) {
+        let Some(session) = &mut self.session else {
+            return;
+        };
+        let Some(live) = session.live.as_mut().filter(|_| session.epoch == frame.epoch) else {
+            return;
+        };
+        let NodeFrame { epoch, seq, stable, manifest, responses, results, closed } = frame;
+        live.seq = seq;
+        let mut to_hold = !manifest.is_empty();
+        if !manifest.is_empty() {
+            self.keep(CacheOp::Headers(manifest));
+        }
+        let replied = responses.iter().filter(|response| response.outcome.is_some());
+        let replied = replied.filter_map(|response| response.tag.map(|tag| tag.lsn));
+        let observed = replied.chain(results.iter().map(|result| result.lsn)).max();
+        if let Some(lsn) = observed.filter(|lsn| (epoch, *lsn) > self.image.observed) {
+            self.keep(CacheOp::Observed(epoch, lsn));
+        }
+        let mut done = Vec::new();
+        for response in responses {
+            to_hold |= response.tag.is_some_and(|tag| tag.lsn > stable);
+            done.extend(self.on_response(response));
+        }
+        if (epoch, stable) > self.image.stable {
+            self.keep(CacheOp::Stable(epoch, stable));
+        }
+        self.store(out);
+        for output in done {
+            self.gate(output);
+        }
+        for result in results {
+            if self.asking.remove(&result.id).is_some() {
+                self.gate(ClientOutput::Result { id: result.id, result: result.result });
+            }
+        }
+        if to_hold {
+            self.confirm_due.get_or_insert(now.after(self.settings.confirm_delay_us));
+        }
+        if closed && self.closing {
+            self.ended = true;
+            self.gate(ClientOutput::Closed);
+        }
+    }
+
+    /// Keeps a response's tag and reply. What the application is to hear follows once the cache has them.
+    pub(super) fn on_response(&mut self, response: Response) -> Option<ClientOutput> {
+        let Response { request, tag, outcome } = response;
+        let command = self.image.commands.get(&request)?;
+        if command.reply.is_some() {
+            return None;
+        }
+        if let Some(tag) = tag
+            && command.tag != Some(tag)
+        {
+            self.keep(CacheOp::Tag { request, tag });
+        }
+        let outcome = outcome?;
+        match &outcome {
+            Outcome::Reply(reply) => {
+                let reply = Digest::crc32(reply);
+                self.keep(CacheOp::Answered { request, reply });
+            }
+            Outcome::Superseded => self.keep(CacheOp::Superseded(request)),
+        }
+        Some(ClientOutput::Done { request, outcome, tag })
+    }
+
+    pub(super) fn fits_window(&self, live: &Live, request: Request, length: u64) -> bool {
+        let low = self.image.first_unanswered().min(request);
+        let unanswered = self.image.unanswered().take_while(|(earlier, _)| *earlier < request);
+        let bytes: u64 = unanswered.map(|(_, command)| command.payload.len() as u64).sum();
+        request.0 - low.0 < live.window && (bytes == 0 || bytes + length <= live.window_bytes)
+    }
+
+    pub(super) fn fits_cache(&self, length: u64) -> bool {
+        let idle = self.image.commands.is_empty();
+        idle || self.image.bytes + length + HEADER_COST <= self.settings.commands_bytes_max()
+    }
+
+    /// Sends what window and cache have room for, with the confirm that is owed.
+    pub(super) fn send(&mut self, now: Time, confirm: bool, out: &mut Vec<ClientOutput>) {
+        loop {
+            let Some(session) = &self.session else { return };
+            let (epoch, Some(live)) = (session.epoch, session.live.clone()) else {
+                return;
+            };
+            let mut frame = ClientFrame { epoch, confirm: live.seq, ..ClientFrame::default() };
+            self.gather_writes(&mut frame);
+            for (id, asking) in self.asking.iter_mut().filter(|(_, asking)| !asking.sent) {
+                asking.sent = true;
+                frame.queries.push(Query { id: *id, level: asking.level, payload: asking.payload.clone() });
+            }
+            let idle = self.unsent.is_empty() && self.image.unanswered().next().is_none() && self.asking.is_empty();
+            frame.close = self.closing && idle && !live.close_sent;
+            let work = !frame.writes.is_empty() || !frame.queries.is_empty() || frame.close;
+            let owed = confirm && live.confirmed < live.seq;
+            if !work && !owed {
+                if confirm || live.confirmed == live.seq {
+                    self.confirm_due = None;
+                }
+                let _ = now;
+                return;
+            }
+            if let Some(live) = self.session.as_mut().and_then(|session| session.live.as_mut()) {
+                live.confirmed = live.seq;
+                live.close_sent |= frame.close;
+            }
+            self.confirm_due = None;
+            self.store(out);
+            self.send_to_session(ClientMessage::Frame(frame));
+        }
+    }
+
+    /// Moves commands into `frame`: what is to be sent again first, in order, then what is new.
+    pub(super) fn gather_writes(&mut self, frame: &mut ClientFrame) {
+        let mut bytes = 0;
+        while bytes < FRAME_BYTES {
+            let Some(live) = self.session.as_ref().and_then(|session| session.live.as_ref()) else {
+                return;
+            };
+            let request = live.next;
+            let write =
+                if let Some(command) = self.image.commands.get(&request).filter(|command| command.reply.is_none()) {
+                    if !self.fits_window(live, request, command.payload.len() as u64) {
+                        return;
+                    }
+                    to_write(request, command)
+                } else if request <= self.image.last {
+                    // Answered, or superseded: the number is spent, and only keeps the stream's numbers dense.
+                    filler(request)
+                } else if let Some(unsent) = self.unsent.get(&request) {
+                    let length = unsent.payload.len() as u64;
+                    if !self.fits_window(live, request, length) || !self.fits_cache(length) {
+                        return;
+                    }
+                    self.first_send(request)
+                } else {
+                    return;
+                };
+            bytes += write.payload.len() as u64 + HEADER_COST;
+            frame.writes.push(write);
+            if let Some(live) = self.session.as_mut().and_then(|session| session.live.as_mut()) {
+                live.next = request.next();
+            }
+        }
+        if !rule::on(Rule::ResendInOrder) {
+            frame.writes.reverse();
+        }
+    }
+
+    /// A command leaves for the first time: from now on it is in doubt, and the cache has to have it.
+    pub(super) fn first_send(&mut self, request: Request) -> Write {
+        let unsent = self.unsent.remove(&request).expect("looked up by the caller");
+        let command = Command {
+            answered: self.image.first_unanswered().min(request).prev(),
+            level: unsent.level,
+            withdrawn: unsent.withdrawn,
+            digest: unsent.digest,
+            payload: unsent.payload,
+            tag: None,
+            reply: None,
+        };
+        let write = to_write(request, &command);
+        self.keep(CacheOp::Command { request, command });
+        write
+    }
+}
+
+fn to_write(request: Request, command: &Command) -> Write {
+    Write {
+        request,
+        answered: command.answered,
+        level: command.level,
+        withdrawn: command.withdrawn,
+        digest: command.digest,
+        payload: command.payload.clone(),
+    }
+}
+
+fn filler(request: Request) -> Write {
+    Write {
+        request,
+        answered: Request(0),
+        level: Level::Local,
+        withdrawn: true,
+        digest: Digest::crc32(&[]),
+        payload: Bytes::new(),
+    }
+}
