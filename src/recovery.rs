@@ -87,9 +87,8 @@ struct Reporter {
     complete: bool,
     observed: Lsn,
     stable: Lsn,
-    /// Held commands with a payload to pull.
-    held: BTreeMap<Request, (u32, Digest)>,
-    in_doubt: BTreeMap<Request, (u32, Digest)>,
+    /// Commands whose payload it has, held or in doubt.
+    offered: BTreeMap<Request, (u32, Digest)>,
     /// Payloads not yet asked for, and their lengths.
     wanted: BTreeMap<Request, u32>,
     /// Payloads asked for and not yet here.
@@ -113,6 +112,8 @@ pub struct Recovery {
     progress: Time,
     reporters: BTreeMap<ClientId, Reporter>,
     known: BTreeMap<Lsn, Known>,
+    /// Where a command is placed, if it is.
+    placed: BTreeMap<(ClientId, Request), Lsn>,
     /// Verified against the digest under which they were reported.
     payloads: BTreeMap<(ClientId, Request), (Digest, Bytes)>,
     excluded: BTreeSet<ClientId>,
@@ -154,6 +155,7 @@ impl Recovery {
             progress: now,
             reporters: BTreeMap::new(),
             known: BTreeMap::new(),
+            placed: BTreeMap::new(),
             payloads: BTreeMap::new(),
             excluded: BTreeSet::new(),
             resolved: None,
@@ -186,8 +188,7 @@ impl Recovery {
             complete: false,
             observed: Lsn(0),
             stable: Lsn(0),
-            held: BTreeMap::new(),
-            in_doubt: BTreeMap::new(),
+            offered: BTreeMap::new(),
             wanted: BTreeMap::new(),
             asked: BTreeMap::new(),
         };
@@ -221,14 +222,13 @@ impl Recovery {
     /// # Errors
     /// [`Code::Protocol`] if it says what no honest client can say; the stream should end.
     pub fn report(&mut self, now: Time, client: ClientId, part: Report) -> Result<(), Error> {
-        let Some(reporter) = self.reporters.get_mut(&client) else {
-            return Ok(());
-        };
+        let Some(reporter) = self.reporters.get_mut(&client) else { return Ok(()) };
         if reporter.complete {
             return Err(Error::new(Code::Protocol, "the report goes on after its end"));
         }
         self.progress = now;
-        let takes_part = |epoch: Epoch| epoch == self.of || !rule::on(Rule::ReportEpoch);
+        let of = self.of;
+        let takes_part = |epoch: Epoch| epoch == of || !rule::on(Rule::ReportEpoch);
         if takes_part(part.observed.0) {
             reporter.observed = reporter.observed.max(part.observed.1);
         }
@@ -236,64 +236,78 @@ impl Recovery {
             reporter.stable = reporter.stable.max(part.stable.1);
         }
         for item in part.items {
-            match item {
+            let header = match item {
                 ReportItem::InDoubt { request, length, digest } => {
-                    reporter.in_doubt.insert(request, (length, digest));
+                    self.offer(client, request, (length, digest));
+                    continue;
                 }
                 ReportItem::Held { header, .. } => {
                     let own = header.origin.filter(|origin| origin.client == client);
                     let (Some(origin), Body::Command | Body::Noop) = (own, &header.body) else {
                         return Err(Error::new(Code::Protocol, "a client holds only commands of its own"));
                     };
-                    // Part of an unfinished reply: until it is placed the command is in doubt as well.
-                    reporter.in_doubt.insert(origin.request, (header.length, header.digest));
-                    if takes_part(header.epoch) && header.lsn > self.base {
-                        reporter.held.insert(origin.request, (header.length, header.digest));
-                        vouch(&mut self.known, header, client);
-                    }
+                    self.offer(client, origin.request, (header.length, header.digest));
+                    header
                 }
                 ReportItem::Header(header) => {
                     if matches!(header.body, Body::EpochStart(_)) {
-                        return Err(Error::new(
-                            Code::Protocol,
-                            "no client is given the header of an EpochStart to vouch for",
-                        ));
+                        let why = "no client is given the header of an EpochStart to vouch for";
+                        return Err(Error::new(Code::Protocol, why));
                     }
-                    if takes_part(header.epoch) && header.lsn > self.base {
-                        vouch(&mut self.known, header, client);
-                    }
+                    header
                 }
+            };
+            if takes_part(header.epoch) && header.lsn > self.base {
+                self.vouch(header, client);
             }
         }
-        if part.end {
+        if part.end
+            && let Some(reporter) = self.reporters.get_mut(&client)
+        {
             reporter.complete = true;
-            self.want_payloads();
+            let offered: Vec<Request> = reporter.offered.keys().copied().collect();
+            for request in offered {
+                self.want(client, request);
+            }
         }
         Ok(())
     }
 
-    /// Marks every payload that a known header asks for and its origin can supply.
-    fn want_payloads(&mut self) {
-        for variants in self.known.values() {
-            let [(header, _)] = variants.as_slice() else {
-                continue;
-            };
-            let (Body::Command, Some(origin)) = (&header.body, header.origin) else {
-                continue;
-            };
-            let Some(reporter) = self.reporters.get_mut(&origin.client).filter(|reporter| reporter.complete) else {
-                continue;
-            };
-            let offered = reporter.held.get(&origin.request).or_else(|| reporter.in_doubt.get(&origin.request));
-            let here =
-                self.payloads.get(&(origin.client, origin.request)).is_some_and(|(digest, _)| *digest == header.digest);
-            if header.length > 0
-                && !here
-                && offered == Some(&(header.length, header.digest))
-                && !reporter.asked.contains_key(&origin.request)
-            {
-                reporter.wanted.insert(origin.request, header.length);
-            }
+    /// A reporter has the payload of this request.
+    fn offer(&mut self, client: ClientId, request: Request, what: (u32, Digest)) {
+        if let Some(reporter) = self.reporters.get_mut(&client) {
+            reporter.offered.insert(request, what);
+        }
+    }
+
+    fn vouch(&mut self, header: Header, client: ClientId) {
+        let lsn = header.lsn;
+        let origin = header.origin.filter(|_| header.body == Body::Command);
+        let variants = self.known.entry(lsn).or_default();
+        if let Some((_, vouchers)) = variants.iter_mut().find(|(variant, _)| *variant == header) {
+            vouchers.insert(client);
+        } else {
+            variants.push((header, BTreeSet::from([client])));
+        }
+        if let Some(origin) = origin {
+            self.placed.insert((origin.client, origin.request), lsn);
+            self.want(origin.client, origin.request);
+        }
+    }
+
+    /// Marks a payload as wanted, if a known header asks for it and its origin can supply it.
+    fn want(&mut self, client: ClientId, request: Request) {
+        let placed = self.placed.get(&(client, request));
+        let Some((length, digest)) =
+            placed.and_then(|lsn| self.header(*lsn)).map(|header| (header.length, header.digest))
+        else {
+            return;
+        };
+        let here = self.payloads.get(&(client, request)).is_some_and(|(have, _)| *have == digest);
+        let Some(reporter) = self.reporters.get_mut(&client).filter(|reporter| reporter.complete) else { return };
+        let offered = reporter.offered.get(&request) == Some(&(length, digest));
+        if length > 0 && !here && offered && !reporter.asked.contains_key(&request) {
+            reporter.wanted.insert(request, length);
         }
     }
 
@@ -331,7 +345,7 @@ impl Recovery {
             if reporter.asked.remove(&request).is_none() {
                 continue;
             }
-            let announced = reporter.held.get(&request).or_else(|| reporter.in_doubt.get(&request));
+            let announced = reporter.offered.get(&request);
             let fits = |(length, digest): &&(u32, Digest)| {
                 payload.len() as u64 == u64::from(*length) && digest.verifies(&payload)
             };
@@ -394,8 +408,11 @@ impl Recovery {
         let missing = self.awaited();
         let everyone = missing.is_empty();
         let decided = self.decided(now, everyone);
+        if (!everyone && decided.is_none()) || self.is_pulling() {
+            return Next::Wait;
+        }
         self.conflict = self.contradiction(everyone && decided.is_none());
-        if self.conflict.is_some() || (!everyone && decided.is_none()) || self.is_pulling() {
+        if self.conflict.is_some() {
             return Next::Wait;
         }
         let mut walk = self.walk();
@@ -612,8 +629,9 @@ impl Recovery {
         let pulling = self.is_pulling();
         let walk = self.walk();
         let known = self.known.last_key_value().map_or(self.base, |(lsn, _)| *lsn);
+        let conflict = self.conflict.clone().or_else(|| self.contradiction(false));
         let phase = match () {
-            () if self.conflict.is_some() => "conflict",
+            () if conflict.is_some() => "conflict",
             () if self.judging.is_some() => "judging",
             () if !awaited.is_empty() => "roll-call",
             () if pulling => "pulling",
@@ -636,18 +654,9 @@ impl Recovery {
             wanted_bytes: pulled_bytes + owed,
             missing: walk.gaps,
             lost_by_stop,
-            conflict: self.conflict.as_ref().map(|(error, _)| error.clone()),
-            accused: self.conflict.as_ref().map(|(_, who)| who.clone()).unwrap_or_default(),
+            accused: conflict.as_ref().map(|(_, who)| who.clone()).unwrap_or_default(),
+            conflict: conflict.map(|(error, _)| error),
         }
-    }
-}
-
-fn vouch(known: &mut BTreeMap<Lsn, Known>, header: Header, client: ClientId) {
-    let variants = known.entry(header.lsn).or_default();
-    if let Some((_, vouchers)) = variants.iter_mut().find(|(variant, _)| *variant == header) {
-        vouchers.insert(client);
-    } else {
-        variants.push((header, BTreeSet::from([client])));
     }
 }
 

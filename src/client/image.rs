@@ -4,7 +4,7 @@
 //! to the store, so what a restarted process reads back is by construction what the core had. Invariant: I3
 //! (release after stable) is decided here, in [`CacheImage::apply`], and nowhere else.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 
@@ -168,6 +168,11 @@ pub struct CacheImage {
     pub headers: BTreeMap<(Epoch, Lsn), Header>,
     /// Bytes of `commands` and `headers`, by their cost.
     pub bytes: u64,
+    /// Commands without a reply, and the bytes of their payloads.
+    unanswered: BTreeSet<Request>,
+    unanswered_bytes: u64,
+    /// Commands with a tag, by the checkpoint that releases them.
+    held: BTreeMap<(Epoch, Lsn), Request>,
 }
 
 impl CacheImage {
@@ -179,20 +184,20 @@ impl CacheImage {
             CacheOp::Welcomed => self.welcomed = true,
             CacheOp::Reported(epoch) => self.reported = self.reported.max(*epoch),
             CacheOp::Command { request, command } => {
+                self.forget(*request);
                 self.last = self.last.max(*request);
                 self.bytes += command.cost();
-                if let Some(old) = self.commands.insert(*request, command.clone()) {
-                    self.bytes -= old.cost();
-                }
+                self.unanswered_bytes += command.payload.len() as u64;
+                self.unanswered.insert(*request);
+                self.commands.insert(*request, command.clone());
             }
-            CacheOp::Tag { request, tag } => {
-                if let Some(command) = self.commands.get_mut(request) {
-                    command.tag = Some(*tag);
-                }
-            }
+            CacheOp::Tag { request, tag } => self.tag(*request, *tag),
             CacheOp::Answered { request, reply } => {
-                if let Some(command) = self.commands.get_mut(request) {
-                    command.reply = Some(*reply);
+                if let Some(command) = self.commands.get_mut(request)
+                    && command.reply.replace(*reply).is_none()
+                {
+                    self.unanswered.remove(request);
+                    self.unanswered_bytes -= command.payload.len() as u64;
                 }
                 self.release_if_stable(*request);
             }
@@ -260,15 +265,17 @@ impl CacheImage {
 
     /// The first request without a reply.
     pub fn first_unanswered(&self) -> Request {
-        self.unanswered().next().map_or(self.last.next(), |(request, _)| request)
+        self.unanswered.first().copied().unwrap_or(self.last.next())
+    }
+
+    /// Bytes of the payloads of commands without a reply.
+    pub fn unanswered_bytes(&self) -> u64 {
+        self.unanswered_bytes
     }
 
     /// Commands without a reply, in order.
     pub fn unanswered(&self) -> impl Iterator<Item = (Request, &Command)> {
-        self.commands
-            .iter()
-            .filter(|(_, command)| command.reply.is_none())
-            .map(|(request, command)| (*request, command))
+        self.unanswered.iter().filter_map(|request| Some((*request, self.commands.get(request)?)))
     }
 
     fn is_released(&self, command: &Command) -> bool {
@@ -281,9 +288,23 @@ impl CacheImage {
         command.reply.is_some() && command.tag.as_ref().is_none_or(|tag| tag.hold_until == Some(Lsn(0)) || covers(tag))
     }
 
+    fn tag(&mut self, request: Request, tag: Tag) {
+        let Some(command) = self.commands.get_mut(&request) else { return };
+        if let Some(old) = command.tag.replace(tag) {
+            self.held.remove(&(old.epoch, old.hold_until.unwrap_or(old.lsn)));
+        }
+        self.held.insert((tag.epoch, tag.hold_until.unwrap_or(tag.lsn)), request);
+    }
+
     fn forget(&mut self, request: Request) {
-        if let Some(command) = self.commands.remove(&request) {
-            self.bytes -= command.cost();
+        let Some(command) = self.commands.remove(&request) else { return };
+        self.bytes -= command.cost();
+        if command.reply.is_none() {
+            self.unanswered.remove(&request);
+            self.unanswered_bytes -= command.payload.len() as u64;
+        }
+        if let Some(tag) = command.tag {
+            self.held.remove(&(tag.epoch, tag.hold_until.unwrap_or(tag.lsn)));
         }
     }
 
@@ -294,36 +315,34 @@ impl CacheImage {
     }
 
     fn release(&mut self) {
-        let released = self.commands.iter().filter(|(_, command)| self.is_released(command));
-        for request in released.map(|(request, _)| *request).collect::<Vec<_>>() {
-            self.forget(request);
-        }
         let (epoch, stable) = self.stable;
-        let kept = self.headers.len();
-        self.headers.retain(|(of, lsn), _| *of > epoch || (*of == epoch && *lsn > stable));
-        self.bytes -= HEADER_COST * (kept - self.headers.len()) as u64;
+        let from = if rule::on(Rule::ReleaseByEpoch) { epoch } else { Epoch::ZERO };
+        let covered: Vec<Request> =
+            self.held.range((from, Lsn(0))..=(epoch, stable)).map(|(_, request)| *request).collect();
+        for request in covered {
+            self.release_if_stable(request);
+        }
+        let kept = self.headers.split_off(&(epoch, stable.next()));
+        self.bytes -= HEADER_COST * self.headers.len() as u64;
+        self.headers = kept;
     }
 
     /// Settles everything of reigns before `epoch`. What the log has and the application knows is released (a
     /// reign opens stable); what it lost is forgotten; what was never answered is in doubt again.
     fn judge(&mut self, epoch: Epoch, reigns: &[Reign]) {
-        let mut done = Vec::new();
-        for (request, command) in &mut self.commands {
-            if command.tag.is_none_or(|tag| tag.epoch >= epoch) {
-                continue;
-            }
+        let old: Vec<Request> = self.held.range(..(epoch, Lsn(0))).map(|(_, request)| *request).collect();
+        for request in old {
+            let Some(command) = self.commands.get_mut(&request) else { continue };
             if command.reply.is_some() {
-                done.push(*request);
+                self.forget(request);
             } else if rule::on(Rule::BackToInDoubt) {
                 command.tag = None;
             }
         }
-        for request in done {
-            self.forget(request);
-        }
-        let kept = self.headers.len();
-        self.headers.retain(|(of, _), _| *of >= epoch);
-        self.bytes -= HEADER_COST * (kept - self.headers.len()) as u64;
+        self.held = self.held.split_off(&(epoch, Lsn(0)));
+        let kept = self.headers.split_off(&(epoch, Lsn(0)));
+        self.bytes -= HEADER_COST * self.headers.len() as u64;
+        self.headers = kept;
         if self.observed.0 < epoch {
             let start = reigns.last().map_or(Lsn(0), |reign| reign.start);
             self.observed = (epoch, start);

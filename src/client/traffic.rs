@@ -79,9 +79,10 @@ impl Client {
 
     pub(super) fn fits_window(&self, live: &Live, request: Request, length: u64) -> bool {
         let low = self.image.first_unanswered().min(request);
-        let unanswered = self.image.unanswered().take_while(|(earlier, _)| *earlier < request);
-        let bytes: u64 = unanswered.map(|(_, command)| command.payload.len() as u64).sum();
-        request.0 - low.0 < live.window && (bytes == 0 || bytes + length <= live.window_bytes)
+        // What is being sent again counts itself among the unanswered.
+        let again = if request <= self.image.last { length } else { 0 };
+        let bytes = self.image.unanswered_bytes() - again;
+        request.0 - low.0 < live.window && (request == low || bytes + length <= live.window_bytes)
     }
 
     pub(super) fn fits_cache(&self, length: u64) -> bool {
