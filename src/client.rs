@@ -262,14 +262,13 @@ impl Client {
 
     /// Takes one input and pushes what has to be done about it, in order.
     pub fn step(&mut self, now: Time, input: ClientInput, out: &mut Vec<ClientOutput>) {
-        if self.ended {
-            return;
-        }
         match input {
+            // What was gated still has to leave.
+            ClientInput::Stored(stored) => self.stored = self.stored.max(stored),
+            _ if self.ended => {}
             ClientInput::Connected(conn) => self.on_connected(conn, out),
             ClientInput::Gone(conn) => self.on_gone(conn, out),
             ClientInput::Message(conn, message) => self.on_message(now, conn, message, out),
-            ClientInput::Stored(stored) => self.stored = self.stored.max(stored),
             ClientInput::Flush => self.send(now, false, out),
             ClientInput::Tick => {
                 let due = self.confirm_due.is_some_and(|at| now >= at);

@@ -82,7 +82,8 @@ fn the_core_is_pure() {
 #[test]
 fn every_rule_can_be_switched_off_and_is_documented_as_needed() {
     let rules = read("src/rule.rs");
-    let body = rules.split("pub enum Rule {").nth(1).and_then(|rest| rest.split('}').next()).expect("the list of rules");
+    let body =
+        rules.split("pub enum Rule {").nth(1).and_then(|rest| rest.split('}').next()).expect("the list of rules");
     let names = body.lines().map(str::trim).filter(|line| line.ends_with(',') && !line.starts_with("//"));
     let names: Vec<&str> = names.map(|line| line.trim_end_matches(',')).collect();
     assert!(names.len() > 20, "{names:?}");
