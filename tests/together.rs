@@ -2,6 +2,8 @@
 //!
 //! Everything is delivered at once and in order. What happens when it is not is the simulator's business.
 
+#![allow(clippy::unwrap_used)]
+
 use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
