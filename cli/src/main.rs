@@ -1,0 +1,2 @@
+//! The command `tagalong`.
+fn main() {}
