@@ -39,6 +39,8 @@ const FRAME_BYTES: u64 = 256 << 10;
 pub struct ClientSettings {
     /// What is in doubt or held may take this much; writes beyond it wait before they are sent.
     pub cache_bytes_max: u64,
+    /// Commands that have a number and were not sent yet may take this much; a call beyond it is refused as busy.
+    pub unsent_bytes_max: u64,
     /// How long a confirm waits for a frame to ride on.
     pub confirm_delay_us: u64,
     /// Queries under way at once.
@@ -49,7 +51,13 @@ pub struct ClientSettings {
 
 impl Default for ClientSettings {
     fn default() -> Self {
-        Self { cache_bytes_max: 256 << 20, confirm_delay_us: 2_000, queries_max: 512, volatile: false }
+        Self {
+            cache_bytes_max: 256 << 20,
+            unsent_bytes_max: 64 << 20,
+            confirm_delay_us: 2_000,
+            queries_max: 512,
+            volatile: false,
+        }
     }
 }
 
@@ -207,6 +215,8 @@ pub struct Client {
     /// The last number given out.
     last: Request,
     unsent: BTreeMap<Request, Unsent>,
+    /// Bytes of `unsent`, by the cost their commands will have.
+    unsent_bytes: u64,
     asking: BTreeMap<u64, Asking>,
     last_query: u64,
     flushes: BTreeMap<u64, Request>,
@@ -238,6 +248,7 @@ impl Client {
             last: image.last,
             image,
             unsent: BTreeMap::new(),
+            unsent_bytes: 0,
             asking: BTreeMap::new(),
             last_query: 0,
             flushes: BTreeMap::new(),
@@ -302,9 +313,15 @@ impl Client {
     /// Takes the next number for a command. It is sent, in order, when window and cache have room.
     ///
     /// # Errors
-    /// [`Code::TooLarge`], or [`Code::Closed`] after a close or the end of the session.
+    /// [`Code::TooLarge`], [`Code::Busy`] beyond `unsent_bytes_max`, or [`Code::Closed`] after a close or the end of the
+    /// session.
     pub fn write(&mut self, payload: Bytes, level: Level) -> Result<Request> {
         self.check_call(&payload)?;
+        let cost = payload.len() as u64 + HEADER_COST;
+        if !self.unsent.is_empty() && self.unsent_bytes + cost > self.settings.unsent_bytes_max {
+            return Err(Error::new(Code::Busy, format!("{} commands wait to be sent already", self.unsent.len())));
+        }
+        self.unsent_bytes += cost;
         self.last = self.last.next();
         let digest = Digest::crc32(&payload);
         self.unsent.insert(self.last, Unsent { payload, level, digest, withdrawn: false });
@@ -340,6 +357,7 @@ impl Client {
             return false;
         };
         unsent.withdrawn = true;
+        self.unsent_bytes -= unsent.payload.len() as u64;
         unsent.payload = Bytes::new();
         unsent.digest = Digest::crc32(&[]);
         true
@@ -359,11 +377,19 @@ impl Client {
         Ok(self.last_query)
     }
 
-    /// Forgets a query nobody waits for any more.
-    pub fn forget_query(&mut self, id: u64) {
-        if self.asking.get(&id).is_some_and(|asking| !asking.sent) {
+    /// Forgets a query nobody waits for any more. `false` if it was sent, and its result is still to come.
+    pub fn forget_query(&mut self, id: u64) -> bool {
+        let unsent = self.asking.get(&id).is_some_and(|asking| !asking.sent);
+        if unsent {
             self.asking.remove(&id);
         }
+        unsent
+    }
+
+    /// Whether the outcome of this request is still to come.
+    pub fn is_open(&self, request: Request) -> bool {
+        let command = self.image.commands.get(&request);
+        self.unsent.contains_key(&request) || command.is_some_and(|command| command.reply.is_none())
     }
 
     /// Asks to be told when everything issued so far is stable (or superseded); the token comes back.

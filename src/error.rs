@@ -52,6 +52,8 @@ pub enum Code {
     LogDiverged,
     /// The handle, session or node was closed.
     Closed,
+    /// The command did not survive a recovery that was concluded by policy, and never will under its number.
+    Superseded,
     /// A setting or an argument makes no sense.
     InvalidArgument,
 }
@@ -114,6 +116,7 @@ impl Error {
             | Code::Diverged
             | Code::Conflict
             | Code::NotInSync
+            | Code::Superseded
             | Code::LogDiverged => ErrorKind::Report,
         }
     }

@@ -164,6 +164,7 @@ impl Client {
     /// A command leaves for the first time: from now on it is in doubt, and the cache has to have it.
     pub(super) fn first_send(&mut self, request: Request) -> Write {
         let unsent = self.unsent.remove(&request).expect("looked up by the caller");
+        self.unsent_bytes -= unsent.payload.len() as u64 + HEADER_COST;
         let command = Command {
             answered: self.image.first_unanswered().min(request).prev(),
             level: unsent.level,
