@@ -18,6 +18,8 @@ pub enum Code {
     Deposed,
     /// The node is not the primary; ask the others.
     NotPrimary,
+    /// The node cannot be reached, or the stream to it broke.
+    Unavailable,
     /// The node is collecting reports after a disaster and serves nothing yet.
     Recovering,
     /// The backup cannot be reached, and what was asked has to be stable there first.
@@ -104,7 +106,9 @@ impl Error {
     pub fn kind(&self) -> ErrorKind {
         match self.code {
             Code::SessionReplaced | Code::Deadline => ErrorKind::Retry,
-            Code::WrongEpoch | Code::Deposed | Code::NotPrimary | Code::Recovering => ErrorKind::Rediscover,
+            Code::WrongEpoch | Code::Deposed | Code::NotPrimary | Code::Unavailable | Code::Recovering => {
+                ErrorKind::Rediscover
+            }
             Code::Busy | Code::BackupUnavailable | Code::TooManySessions | Code::Locked => ErrorKind::BackOff,
             Code::TooLarge | Code::InvalidArgument | Code::WrongCluster | Code::Closed => ErrorKind::FixCall,
             Code::WrongVersion

@@ -6,6 +6,8 @@ pub mod client;
 pub mod error;
 pub mod log;
 pub mod message;
+#[cfg(feature = "grpc")]
+pub mod net;
 pub mod node;
 pub mod primary;
 pub mod recovery;
