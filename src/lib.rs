@@ -16,3 +16,8 @@ pub mod session;
 pub mod store;
 
 pub use error::{Code, Error, ErrorKind, Result};
+#[cfg(feature = "grpc")]
+pub use net::{
+    AdminClient, Backup, NetSettings, Opened, Primary, ReadOptions, Recovery, TaggedClient, WriteOptions, WriteOutcome,
+    Writing,
+};

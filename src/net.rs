@@ -1,9 +1,216 @@
-//! The nodes and the client over gRPC.
+//! [`Primary`], [`Backup`] and [`TaggedClient`] over gRPC: the shells that carry out what the pure cores ask for.
+//!
+//! One bidirectional stream a client and endpoint, one for replication, unary calls for operators, and the standard
+//! health service, all on one address, whatever the node's role is at the moment.
+//!
+//! ```text
+//!  stream tasks ──inputs──► sequencer thread (core + state machine) ──frames──► stream tasks
+//!   (tokio)                     │ appends, marks    ▲ durable
+//!                               ▼                   │
+//!                            storage thread (the log, group commit)
+//! ```
+//!
+//! The sequencer thread owns core and state machine and takes no lock: inputs come through one bounded queue, frames
+//! leave through one bounded queue a stream. The storage thread syncs whatever has gathered, at once. Conversion to
+//! and from the wire happens on the stream tasks.
+//!
+//! Bounds: a stream task waits while the sequencer's queue is full, and gRPC's flow control pushes back on the peer;
+//! a peer that does not read its frames loses the stream, and resumes on a new one; what waits for the disk is
+//! bounded by `delta_bytes_max` (it counts what the own disk lacks), and at a backup by the replication window.
+//!
+//! Not here: any decision about the protocol.
 
-// Generated from proto/ (see tests/proto_fresh.rs), and therefore neither documented nor formatted here.
-#[rustfmt::skip]
-#[allow(missing_docs, unreachable_pub, dead_code, clippy::all)]
-mod pb;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-#[allow(dead_code, unused_imports)]
+use crate::error::{Code, Error, Result};
+use crate::log::Time;
+
+mod admin;
+mod backup;
+mod client;
 mod convert;
+mod link;
+mod node;
+#[allow(missing_docs, unreachable_pub, clippy::pedantic, clippy::all)]
+#[rustfmt::skip]
+mod pb;
+mod primary;
+mod server;
+mod storage;
+
+pub use admin::AdminClient;
+pub use backup::{Backup, BackupBuilder};
+pub use client::{
+    ClientEvents, ClientStats, ReadOptions, TaggedClient, TaggedClientBuilder, WriteOptions, WriteOutcome, Writing,
+};
+pub use node::NodeEvents;
+pub use primary::{Opened, Primary, PrimaryBuilder, Recovery};
+
+/// How streams are dialled and kept. Plain data; the defaults suit a local network and a WAN of up to some 200 ms.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct NetSettings {
+    /// A connection that is not established within this is given up, and tried again.
+    pub connect_timeout: Duration,
+    /// A ping is sent on a connection that has been silent for this long.
+    pub keepalive_interval: Duration,
+    /// A connection whose ping is not answered within this is gone.
+    pub keepalive_timeout: Duration,
+    /// The first pause before an endpoint is dialled again; it doubles, with jitter, up to `backoff_max`.
+    pub backoff_min: Duration,
+    /// The longest pause.
+    pub backoff_max: Duration,
+    /// HTTP/2 flow-control window of a client's stream, in bytes.
+    pub stream_window_bytes: u32,
+    /// HTTP/2 flow-control window of the replication stream, in bytes: at least bandwidth × round trip.
+    pub replication_window_bytes: u32,
+    /// The largest message taken from a peer, in bytes. A command of `command_bytes_max` must fit, with room for others.
+    pub message_bytes_max: usize,
+    /// Inputs that wait for the sequencer, and messages that wait to be sent on one stream.
+    pub queue_max: usize,
+}
+
+impl Default for NetSettings {
+    fn default() -> Self {
+        Self {
+            connect_timeout: Duration::from_secs(2),
+            keepalive_interval: Duration::from_secs(2),
+            keepalive_timeout: Duration::from_secs(4),
+            backoff_min: Duration::from_millis(20),
+            backoff_max: Duration::from_secs(1),
+            stream_window_bytes: 4 << 20,
+            replication_window_bytes: 64 << 20,
+            message_bytes_max: 64 << 20,
+            queue_max: 8192,
+        }
+    }
+}
+
+impl NetSettings {
+    /// Whether the settings make sense.
+    ///
+    /// # Errors
+    /// [`Code::InvalidArgument`] naming the setting.
+    pub fn validate(&self) -> Result<()> {
+        let wrong = |why: &str| Err(Error::new(Code::InvalidArgument, why));
+        match self {
+            _ if self.connect_timeout.is_zero() => wrong("connect_timeout must not be 0"),
+            _ if self.keepalive_interval.is_zero() || self.keepalive_timeout.is_zero() => {
+                wrong("keepalive_interval and keepalive_timeout must not be 0")
+            }
+            _ if self.backoff_min.is_zero() || self.backoff_max < self.backoff_min => {
+                wrong("backoff_min must not be 0, nor above backoff_max")
+            }
+            _ if self.stream_window_bytes < 65_535 || self.replication_window_bytes < 65_535 => {
+                wrong("flow-control windows must hold at least 65,535 bytes")
+            }
+            _ if self.message_bytes_max < 4 << 20 => wrong("message_bytes_max must be at least 4 MiB"),
+            _ if self.queue_max < 64 => wrong("queue_max must be at least 64"),
+            _ => Ok(()),
+        }
+    }
+
+    /// A channel to `endpoint`, established within the timeout, with the given flow-control window.
+    async fn dial(&self, endpoint: &str, window: u32) -> Result<tonic::transport::Channel> {
+        let wrong = |error: &dyn std::fmt::Display| {
+            Error::new(Code::InvalidArgument, format!("{endpoint} is no endpoint: {error}; give http://host:port"))
+        };
+        let target = tonic::transport::Endpoint::from_shared(endpoint.to_owned()).map_err(|error| wrong(&error))?;
+        let target = target
+            .connect_timeout(self.connect_timeout)
+            .tcp_nodelay(true)
+            .http2_keep_alive_interval(self.keepalive_interval)
+            .keep_alive_timeout(self.keepalive_timeout)
+            .keep_alive_while_idle(true)
+            .initial_stream_window_size(window)
+            .initial_connection_window_size(window);
+        // Name resolution and the HTTP/2 handshake are not covered by the connector's own timeout.
+        let connected = tokio::time::timeout(self.connect_timeout, target.connect()).await;
+        let unavailable = |why: String| Error::new(Code::Unavailable, format!("{endpoint}: {why}"));
+        match connected {
+            Ok(Ok(channel)) => Ok(channel),
+            Ok(Err(error)) => Err(unavailable(with_causes(&error))),
+            Err(_) => Err(unavailable(format!("no connection within {:?}", self.connect_timeout))),
+        }
+    }
+}
+
+/// An error with all its causes, in one line.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let inner_text = inner.to_string();
+        if !text.contains(&inner_text) {
+            text.push_str(": ");
+            text.push_str(&inner_text);
+        }
+        cause = inner.source();
+    }
+    text
+}
+
+/// A clock that counts microseconds from the Unix epoch and never goes back, whatever is done to the system's clock.
+#[derive(Clone, Copy, Debug)]
+struct Clock {
+    started: Instant,
+    epoch_us: u64,
+}
+
+impl Clock {
+    fn new() -> Self {
+        let epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self { started: Instant::now(), epoch_us: micros(epoch) }
+    }
+
+    fn now(&self) -> Time {
+        Time(self.epoch_us.saturating_add(micros(self.started.elapsed())))
+    }
+
+    /// When `time` will be, for a timer.
+    fn instant(&self, time: Time) -> Instant {
+        let ahead = time.0.saturating_sub(self.epoch_us);
+        // Beyond a century a timer is as good as none, and must not overflow.
+        self.started + Duration::from_micros(ahead.min(100 * 365 * 86_400 * 1_000_000))
+    }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// Pauses between attempts: exponential, with jitter, so that a thousand clients do not come back in step.
+#[derive(Debug)]
+struct Backoff {
+    min: Duration,
+    max: Duration,
+    next: Duration,
+}
+
+impl Backoff {
+    fn new(settings: &NetSettings) -> Self {
+        Self { min: settings.backoff_min, max: settings.backoff_max, next: settings.backoff_min }
+    }
+
+    /// The attempt succeeded: the next pause is short again.
+    fn reset(&mut self) {
+        self.next = self.min;
+    }
+
+    /// The next pause: between half of its length and all of it.
+    fn pause(&mut self) -> Duration {
+        let full = self.next;
+        self.next = (full * 2).min(self.max);
+        let half = micros(full) / 2;
+        let jitter = getrandom::u64().unwrap_or(0) % (half + 1);
+        Duration::from_micros(half + jitter)
+    }
+}
+
+/// Random bits for an identity.
+fn random_u128() -> Result<u128> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes)
+        .map_err(|error| Error::new(Code::Storage, format!("the system gives no random bytes: {error}")))?;
+    Ok(u128::from_be_bytes(bytes))
+}

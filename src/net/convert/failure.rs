@@ -52,6 +52,7 @@ codes! {
     Conflict => FailedPrecondition,
     NotInSync => FailedPrecondition,
     LogDiverged => DataLoss,
+    Superseded => FailedPrecondition,
     Closed => Cancelled,
     InvalidArgument => InvalidArgument,
 }

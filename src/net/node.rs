@@ -1,0 +1,706 @@
+//! The sequencer thread: owns the core of a node and its state machine, and carries out what the core asks for.
+//!
+//! The half of the shell that stream tasks see is [`Mailbox`]; what handles see of it besides is [`View`].
+
+use std::collections::{HashMap, VecDeque};
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
+
+use super::storage::{Job, Storage};
+use super::{Clock, random_u128};
+use crate::error::{Code, Error, Result};
+use crate::log::{Body, ClusterId, Entry, Epoch, EpochStart, GroupId, Lsn, NodeId, Record};
+use crate::message::{BackupMessage, ClientMessage, NodeMessage, NodeStatus, PrimaryMessage, Role};
+use crate::node::{Admin, Conn, Input, NodeEvent, Output};
+use crate::recovery::provisional_cut;
+use crate::session::LogState;
+use crate::store::{LogStore, Marks, StateMachine};
+
+/// Inputs taken before the batched work is done.
+const BATCH_MAX: usize = 512;
+/// Bytes of log replayed at once.
+const REPLAY_BYTES: usize = 4 << 20;
+/// Events kept for a listener that is slow.
+const EVENTS_MAX: usize = 1024;
+
+/// What the sequencer is told.
+pub(super) enum Mail {
+    /// A client's stream stands; frames for it go here.
+    ClientStream(Conn, mpsc::Sender<NodeMessage>),
+    /// A replication stream to this node stands.
+    BackupStream(Conn, mpsc::Sender<PrimaryMessage>),
+    /// This backup's stream to its primary stands.
+    Link(Conn, mpsc::Sender<BackupMessage>),
+    FromClient(Conn, Vec<ClientMessage>),
+    FromBackup(Conn, Vec<BackupMessage>),
+    FromPrimary(Conn, Vec<PrimaryMessage>),
+    Gone(Conn),
+    Admin(Admin, oneshot::Sender<Result<()>>),
+    Status(oneshot::Sender<NodeStatus>),
+}
+
+/// What a node is, for whoever watches it.
+#[derive(Clone, Debug)]
+pub(super) struct View {
+    pub(super) role: Role,
+    /// The last reign this node opened.
+    pub(super) opened: Option<(Epoch, Lsn, Arc<EpochStart>)>,
+    pub(super) in_sync: bool,
+    /// An orderly stop is complete: whether it left the mark that skips the next roll call.
+    pub(super) stopped: Option<bool>,
+    /// The node serves nothing any more.
+    pub(super) failure: Option<Error>,
+    /// The sequencer has ended.
+    pub(super) ended: bool,
+}
+
+/// The way to the sequencer.
+#[derive(Clone)]
+pub(super) struct Mailbox {
+    mail: mpsc::Sender<Mail>,
+    last_conn: Arc<std::sync::atomic::AtomicU64>,
+    view: watch::Receiver<View>,
+    /// The node is to end.
+    closing: watch::Receiver<bool>,
+    queue_max: usize,
+}
+
+impl Mailbox {
+    /// A number for a new stream.
+    pub(super) fn conn(&self) -> Conn {
+        Conn(self.last_conn.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1)
+    }
+
+    /// A queue for the messages of one stream.
+    pub(super) fn outbox<M>(&self) -> (mpsc::Sender<M>, mpsc::Receiver<M>) {
+        mpsc::channel(self.queue_max)
+    }
+
+    /// Waits for room in the sequencer's queue.
+    pub(super) async fn send(&self, mail: Mail) -> Result<()> {
+        self.mail.send(mail).await.map_err(|_| self.gone())
+    }
+
+    pub(super) async fn admin(&self, admin: Admin) -> Result<()> {
+        let (done, answer) = oneshot::channel();
+        self.send(Mail::Admin(admin, done)).await?;
+        answer.await.unwrap_or_else(|_| Err(self.gone()))
+    }
+
+    pub(super) async fn status(&self) -> Result<NodeStatus> {
+        let (done, answer) = oneshot::channel();
+        self.send(Mail::Status(done)).await?;
+        answer.await.map_err(|_| self.gone())
+    }
+
+    pub(super) fn view(&self) -> watch::Receiver<View> {
+        self.view.clone()
+    }
+
+    /// Resolves when the node is to end, or has ended.
+    pub(super) fn closing(&self) -> impl Future<Output = ()> + Send + use<> {
+        let (mut closing, mut view) = (self.closing.clone(), self.view.clone());
+        async move {
+            tokio::select! {
+                _ = closing.wait_for(|closing| *closing) => {}
+                _ = view.wait_for(|view| view.ended) => {}
+            }
+        }
+    }
+
+    fn gone(&self) -> Error {
+        let failure = self.view.borrow().failure.clone();
+        failure.unwrap_or_else(|| Error::new(Code::Closed, "the node was stopped"))
+    }
+}
+
+/// Events of a node, from the moment they were asked for.
+pub struct NodeEvents {
+    events: broadcast::Receiver<NodeEvent>,
+}
+
+impl NodeEvents {
+    /// The next event; `None` when the node has ended. A listener that is more than 1024 events behind misses the
+    /// oldest. Cancel safe.
+    pub async fn next(&mut self) -> Option<NodeEvent> {
+        loop {
+            match self.events.recv().await {
+                Ok(event) => return Some(event),
+                Err(broadcast::error::RecvError::Lagged(missed)) => {
+                    tracing::warn!(missed, "a listener of node events was too slow");
+                }
+                Err(broadcast::error::RecvError::Closed) => return None,
+            }
+        }
+    }
+}
+
+/// A running node, shared by its handles. When the last one is dropped the node ends as in a crash.
+pub(super) struct Node {
+    pub(super) mailbox: Mailbox,
+    events: broadcast::WeakSender<NodeEvent>,
+    closing: watch::Sender<bool>,
+}
+
+impl Node {
+    pub(super) fn events(&self) -> NodeEvents {
+        let events = self.events.upgrade().map_or_else(|| broadcast::channel(1).1, |events| events.subscribe());
+        NodeEvents { events }
+    }
+
+    pub(super) fn close(&self) {
+        self.closing.send_replace(true);
+    }
+
+    /// Waits until something holds of the node, or it fails or ends first.
+    pub(super) async fn wait<T>(&self, mut found: impl FnMut(&View) -> Option<Result<T>>) -> Result<T> {
+        let mut view = self.mailbox.view();
+        loop {
+            {
+                let now = view.borrow_and_update();
+                if let Some(found) = found(&now) {
+                    return found;
+                }
+                if let Some(failure) = &now.failure {
+                    return Err(failure.clone());
+                }
+                if now.ended {
+                    return Err(Error::new(Code::Closed, "the node was stopped"));
+                }
+            }
+            if view.changed().await.is_err() {
+                return Err(self.mailbox.gone());
+            }
+        }
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+/// What a node starts as.
+pub(super) enum Start {
+    Primary(crate::primary::PrimarySettings),
+    Backup(crate::backup::BackupSettings),
+}
+
+enum Core {
+    Primary(Box<crate::primary::Primary>),
+    Backup(Box<crate::backup::Backup>),
+    /// Between two states; never seen.
+    Turning,
+}
+
+impl Node {
+    /// Starts a node: reads its log, replays it, and begins to serve the mailbox.
+    ///
+    /// Returns when the log is replayed.
+    pub(super) async fn start(
+        start: Start,
+        log: Box<dyn LogStore>,
+        state: Box<dyn StateMachine>,
+        queue_max: usize,
+    ) -> Result<Self> {
+        let (mail, inbox) = mpsc::channel(queue_max);
+        let (events, _) = broadcast::channel(EVENTS_MAX);
+        let role = if matches!(start, Start::Primary(_)) { Role::Recovering } else { Role::Backup };
+        let (view, watching) =
+            watch::channel(View { role, opened: None, in_sync: false, stopped: None, failure: None, ended: false });
+        let (closing, closed) = watch::channel(false);
+        let (ready, started) = oneshot::channel();
+        let weak = events.downgrade();
+        let stop = closed.clone();
+        std::thread::Builder::new().name("tagalong-sequencer".to_owned()).spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
+            match runtime
+                .map_err(Error::from)
+                .and_then(|runtime| Ok((runtime, Sequencer::begin(start, log, state, events, view)?)))
+            {
+                Ok((runtime, mut sequencer)) => {
+                    // Nobody may be waiting any more; the node then sees it at once.
+                    let _ = ready.send(Ok(()));
+                    runtime.block_on(sequencer.run(inbox, stop));
+                    sequencer.end();
+                }
+                Err(error) => drop(ready.send(Err(error))),
+            }
+        })?;
+        let died = || Error::new(Code::Storage, "the node's thread ended while it read its log");
+        started.await.unwrap_or_else(|_| Err(died()))?;
+        let mailbox = Mailbox { mail, last_conn: Arc::default(), view: watching, closing: closed, queue_max };
+        Ok(Self { mailbox, events: weak, closing })
+    }
+}
+
+struct Sequencer {
+    clock: Clock,
+    core: Core,
+    state: Box<dyn StateMachine>,
+    storage: Storage,
+    clients: HashMap<Conn, mpsc::Sender<NodeMessage>>,
+    backups: HashMap<Conn, mpsc::Sender<PrimaryMessage>>,
+    link: Option<(Conn, mpsc::Sender<BackupMessage>)>,
+    admins: VecDeque<oneshot::Sender<Result<()>>>,
+    events: broadcast::Sender<NodeEvent>,
+    view: watch::Sender<View>,
+    /// What the outputs of a step led to at once.
+    local: VecDeque<Input>,
+    /// Streams that were lost because their peer did not read.
+    lost: Vec<Conn>,
+    executed: bool,
+    /// Saves asked for, and the first of them that had the in-sync mark.
+    saves: u64,
+    sync_save: Option<u64>,
+    failure: Option<Error>,
+}
+
+impl Sequencer {
+    fn begin(
+        start: Start,
+        mut log: Box<dyn LogStore>,
+        mut state: Box<dyn StateMachine>,
+        events: broadcast::Sender<NodeEvent>,
+        view: watch::Sender<View>,
+    ) -> Result<Self> {
+        let marks = load_marks(&mut *log, matches!(start, Start::Primary(_)))?;
+        let log_state = replay(&mut *log, &mut *state, &marks)?;
+        let clock = Clock::new();
+        let now = clock.now();
+        let mut out = Vec::new();
+        let in_sync = marks.in_sync;
+        let core = match start {
+            Start::Primary(settings) => {
+                let primary = crate::primary::Primary::new(settings, marks, log_state, now, &mut out)?;
+                Core::Primary(Box::new(primary))
+            }
+            Start::Backup(settings) => {
+                let backup = crate::backup::Backup::new(settings, marks, log_state, now, &mut out)?;
+                view.send_modify(|view| view.in_sync = in_sync);
+                Core::Backup(Box::new(backup))
+            }
+        };
+        let storage = Storage::spawn(log)?;
+        let mut sequencer = Self {
+            clock,
+            core,
+            state,
+            storage,
+            clients: HashMap::new(),
+            backups: HashMap::new(),
+            link: None,
+            admins: VecDeque::new(),
+            events,
+            view,
+            local: VecDeque::new(),
+            lost: Vec::new(),
+            executed: false,
+            saves: 0,
+            sync_save: None,
+            failure: None,
+        };
+        sequencer.carry_out(out);
+        sequencer.flush();
+        Ok(sequencer)
+    }
+
+    async fn run(&mut self, mut inbox: mpsc::Receiver<Mail>, mut closing: watch::Receiver<bool>) {
+        let mut batch = Vec::with_capacity(BATCH_MAX);
+        loop {
+            let timeout = match &self.core {
+                Core::Primary(core) => core.next_timeout(),
+                Core::Backup(core) => core.next_timeout(),
+                Core::Turning => None,
+            };
+            let timer = timeout.map(|at| self.clock.instant(at));
+            let sleep = async {
+                match timer {
+                    Some(at) => tokio::time::sleep_until(at.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                count = inbox.recv_many(&mut batch, BATCH_MAX) => {
+                    if count == 0 {
+                        return;
+                    }
+                }
+                () = self.storage.rings() => {}
+                () = sleep => self.step(Input::Tick),
+                _ = closing.wait_for(|closing| *closing) => return,
+            }
+            self.take_done();
+            for mail in batch.drain(..) {
+                self.deliver(mail);
+            }
+            self.flush();
+            if self.view.borrow().stopped.is_some() {
+                return;
+            }
+        }
+    }
+
+    /// Ends: what was sent on the streams still leaves, and what was appended is synced.
+    fn end(&mut self) {
+        self.clients.clear();
+        self.backups.clear();
+        self.link = None;
+        self.storage.finish();
+        self.view.send_modify(|view| view.ended = true);
+    }
+
+    fn take_done(&mut self) {
+        let done = self.storage.take();
+        if let Some(error) = done.failed {
+            self.halt(error);
+            return;
+        }
+        if let Some(saved) = done.saved {
+            self.step(Input::MarksSaved(saved));
+            if self.sync_save.is_some_and(|save| saved >= save) {
+                self.view.send_if_modified(|view| !std::mem::replace(&mut view.in_sync, true));
+            }
+        }
+        if let Some(upto) = done.persisted {
+            self.step(Input::Persisted(upto));
+        }
+        for (conn, records) in done.reads {
+            self.step(Input::Read { conn, records });
+        }
+    }
+
+    fn deliver(&mut self, mail: Mail) {
+        match mail {
+            Mail::ClientStream(conn, outbox) => {
+                if let Some(error) = self.failure.clone() {
+                    let _ = outbox.try_send(NodeMessage::Refused(error));
+                } else {
+                    self.clients.insert(conn, outbox);
+                }
+            }
+            Mail::BackupStream(conn, outbox) => {
+                if let Some(error) = self.failure.clone() {
+                    let _ = outbox.try_send(PrimaryMessage::Refused(error));
+                } else {
+                    self.backups.insert(conn, outbox);
+                }
+            }
+            Mail::Link(conn, outbox) => {
+                if self.failure.is_none() {
+                    self.link = Some((conn, outbox));
+                    self.step(Input::Linked(conn));
+                }
+            }
+            // What is still under way on a stream that was closed goes nowhere.
+            Mail::FromClient(conn, messages) if self.clients.contains_key(&conn) => {
+                for message in messages {
+                    self.step(Input::Client(conn, message));
+                }
+            }
+            Mail::FromBackup(conn, messages) if self.backups.contains_key(&conn) => {
+                for message in messages {
+                    self.step(Input::FromBackup(conn, message));
+                }
+            }
+            Mail::FromPrimary(conn, messages) if self.link.as_ref().is_some_and(|(link, _)| *link == conn) => {
+                for message in messages {
+                    self.step(Input::FromPrimary(conn, message));
+                }
+            }
+            Mail::FromClient(..) | Mail::FromBackup(..) | Mail::FromPrimary(..) => {}
+            Mail::Gone(conn) => {
+                self.close(conn);
+                self.step(Input::Gone(conn));
+            }
+            Mail::Admin(admin, done) => match self.failure.clone() {
+                Some(_) if admin == Admin::Stop => {
+                    self.view.send_modify(|view| view.stopped = Some(false));
+                    let _ = done.send(Ok(()));
+                }
+                Some(error) => drop(done.send(Err(error))),
+                None => {
+                    self.admins.push_back(done);
+                    self.step(Input::Admin(admin));
+                }
+            },
+            Mail::Status(done) => drop(done.send(self.status())),
+        }
+    }
+
+    fn status(&self) -> NodeStatus {
+        let now = self.clock.now();
+        let mut status = match &self.core {
+            Core::Primary(core) => core.status(now),
+            Core::Backup(core) => core.status(now),
+            Core::Turning => unreachable!("the core is in its place between steps"),
+        };
+        if self.failure.is_some() {
+            status.status.role = Role::Stopped;
+            status.failure.clone_from(&self.failure);
+        }
+        status
+    }
+
+    /// Does the batched work, until there is none left.
+    fn flush(&mut self) {
+        loop {
+            self.executed = false;
+            self.step(Input::Flush);
+            for conn in std::mem::take(&mut self.lost) {
+                self.step(Input::Gone(conn));
+            }
+            if !self.executed {
+                return;
+            }
+        }
+    }
+
+    fn step(&mut self, input: Input) {
+        self.local.push_back(input);
+        while let Some(input) = self.local.pop_front() {
+            if self.failure.is_some() {
+                self.local.clear();
+                return;
+            }
+            let now = self.clock.now();
+            let mut out = Vec::new();
+            match &mut self.core {
+                Core::Primary(core) => core.step(now, input, &mut out),
+                Core::Backup(core) => core.step(now, input, &mut out),
+                Core::Turning => {}
+            }
+            self.carry_out(out);
+        }
+    }
+
+    fn carry_out(&mut self, out: Vec<Output>) {
+        let mut out = VecDeque::from(out);
+        while let Some(output) = out.pop_front() {
+            match output {
+                Output::ToClient(conn, message) => {
+                    if self.clients.get(&conn).is_some_and(|outbox| outbox.try_send(message).is_err()) {
+                        self.clients.remove(&conn);
+                        self.lost.push(conn);
+                    }
+                }
+                Output::ToBackup(conn, message) => {
+                    if self.backups.get(&conn).is_some_and(|outbox| outbox.try_send(message).is_err()) {
+                        self.backups.remove(&conn);
+                        self.lost.push(conn);
+                    }
+                }
+                Output::ToPrimary(conn, message) => {
+                    if self
+                        .link
+                        .as_ref()
+                        .is_some_and(|(link, outbox)| *link == conn && outbox.try_send(message).is_err())
+                    {
+                        self.link = None;
+                        self.lost.push(conn);
+                    }
+                }
+                Output::Close(conn) => self.close(conn),
+                Output::Append(records) => self.storage.ask(Job::Append(records)),
+                Output::Truncate(last) => self.storage.ask(Job::Truncate(last)),
+                Output::SaveMarks(marks) => {
+                    self.saves += 1;
+                    if marks.in_sync && self.sync_save.is_none() {
+                        self.sync_save = Some(self.saves);
+                    }
+                    self.storage.ask(Job::SaveMarks(marks));
+                }
+                Output::Execute { commands, queries } => self.execute(&commands, &queries),
+                Output::Read { conn, from, bytes_max } => self.storage.ask(Job::Read { conn, from, bytes_max }),
+                Output::Judge { entries, missing } => {
+                    let keep = entries.iter().map(|entry| self.state.independent(entry, &missing)).collect();
+                    self.local.push_back(Input::Judged(keep));
+                }
+                Output::AdminDone(done) => {
+                    if let Some(admin) = self.admins.pop_front() {
+                        let _ = admin.send(done);
+                    }
+                }
+                Output::Event(event) => self.tell(event),
+                Output::Promote => {
+                    if let Core::Backup(backup) = std::mem::replace(&mut self.core, Core::Turning) {
+                        let mut more = Vec::new();
+                        let primary = backup.into_primary(self.clock.now(), &mut more);
+                        self.core = Core::Primary(Box::new(primary));
+                        self.view.send_modify(|view| view.role = Role::Recovering);
+                        out.extend(more);
+                    }
+                }
+                Output::Halt(error) => self.halt(error),
+            }
+        }
+    }
+
+    fn execute(&mut self, commands: &[Entry], queries: &[Bytes]) {
+        self.executed = true;
+        let mut replies = Vec::with_capacity(commands.len());
+        let mut results = Vec::with_capacity(queries.len());
+        let done = self.state.apply(commands, &mut replies).and_then(|()| {
+            for query in queries {
+                results.push(self.state.query(query)?);
+            }
+            Ok(())
+        });
+        let wrong = (replies.len() != commands.len())
+            .then(|| format!("the state machine gave {} replies to {} commands", replies.len(), commands.len()));
+        match (done, wrong) {
+            (Ok(()), None) => self.local.push_back(Input::Executed { replies, results }),
+            (Err(error), _) => {
+                let why = format!("the state machine failed, so this node stops: {error}");
+                self.halt(Error::new(Code::Storage, why));
+            }
+            (Ok(()), Some(why)) => self.halt(Error::new(Code::Diverged, why)),
+        }
+    }
+
+    fn tell(&mut self, event: NodeEvent) {
+        match &event {
+            NodeEvent::Opened { report, epoch, start } => {
+                tracing::info!(%epoch, %start, base = %report.base, observed = %report.observed, "a reign opens");
+                let opened = Some((*epoch, *start, Arc::new((**report).clone())));
+                self.view.send_modify(|view| (view.role, view.opened) = (Role::Primary, opened));
+            }
+            NodeEvent::Deposed(epoch) => {
+                tracing::warn!(%epoch, "a higher epoch exists: this node acknowledges nothing any more");
+                self.view.send_modify(|view| view.role = Role::Deposed);
+            }
+            NodeEvent::Stopped(clean) => {
+                self.view.send_modify(|view| (view.role, view.stopped) = (Role::Stopped, Some(*clean)));
+            }
+            NodeEvent::InSync => tracing::info!("the backup is in sync"),
+            NodeEvent::Refused(error) => tracing::warn!(%error, "the primary refuses this backup"),
+            NodeEvent::Diverged(lsn) => tracing::error!(%lsn, "the state machine is not deterministic"),
+            NodeEvent::ObservedBeyond { client, end, observed } => {
+                tracing::warn!(%client, %end, %observed, "a client observed state that was lost");
+            }
+        }
+        // Nobody may be listening.
+        let _ = self.events.send(event);
+    }
+
+    /// Serves nothing any more; whoever is connected is told why.
+    fn halt(&mut self, error: Error) {
+        if self.failure.is_some() {
+            return;
+        }
+        tracing::error!(%error, "the node stops");
+        for outbox in std::mem::take(&mut self.clients).into_values() {
+            let _ = outbox.try_send(NodeMessage::Refused(error.clone()));
+        }
+        for outbox in std::mem::take(&mut self.backups).into_values() {
+            let _ = outbox.try_send(PrimaryMessage::Refused(error.clone()));
+        }
+        if let Some((_, outbox)) = self.link.take() {
+            let _ = outbox.try_send(BackupMessage::Failed(error.clone()));
+        }
+        for admin in std::mem::take(&mut self.admins) {
+            let _ = admin.send(Err(error.clone()));
+        }
+        self.failure = Some(error.clone());
+        self.view.send_modify(|view| (view.role, view.failure) = (Role::Stopped, Some(error)));
+    }
+
+    /// The stream ends after what was sent on it.
+    fn close(&mut self, conn: Conn) {
+        self.clients.remove(&conn);
+        self.backups.remove(&conn);
+        if self.link.as_ref().is_some_and(|(link, _)| *link == conn) {
+            self.link = None;
+        }
+    }
+}
+
+/// The node's marks; a new log gets its identities.
+fn load_marks(log: &mut dyn LogStore, primary: bool) -> Result<Marks> {
+    let mut marks = log.marks()?.unwrap_or_default();
+    let before = marks.clone();
+    if marks.node == NodeId(0) {
+        let bits = random_u128()?;
+        marks.node = NodeId(u64::try_from(bits >> 64).unwrap_or_default().max(1));
+    }
+    if primary && marks.cluster == ClusterId(0) {
+        marks.cluster = ClusterId(random_u128()?.max(1));
+        marks.group = GroupId(random_u128()?.max(1));
+    }
+    if marks != before {
+        log.save_marks(&marks)?;
+    }
+    Ok(marks)
+}
+
+/// Cuts what is provisional and rebuilds both halves of the state from the log.
+fn replay(log: &mut dyn LogStore, state: &mut dyn StateMachine, marks: &Marks) -> Result<LogState> {
+    if state.durable() > Lsn(0) {
+        let why = format!(
+            "the state machine says it is durable up to {}; this version rebuilds the state from the log and needs one \
+             that starts empty",
+            state.durable()
+        );
+        return Err(Error::new(Code::InvalidArgument, why));
+    }
+    // What a crash left written but not synced may be read now and be gone later.
+    log.sync()?;
+    if let Some(base) = cut_point(log, marks)? {
+        tracing::warn!(%base, "what lies past the base of a reign that never opened is set aside");
+        log.truncate_after(base)?;
+    }
+    let mut log_state = LogState::new();
+    let bounds = log.bounds();
+    if bounds.start > Lsn(1) {
+        let why = format!("the log begins at {}; this version needs all of it, from 1 on", bounds.start);
+        return Err(Error::new(Code::Corrupt, why));
+    }
+    while log_state.end().next() < bounds.end {
+        let records = log.read(log_state.end().next(), REPLAY_BYTES)?;
+        if records.is_empty() {
+            let why = format!("the log ends at {}, before its own bounds say so", log_state.end());
+            return Err(Error::new(Code::Corrupt, why));
+        }
+        let commands: Vec<Entry> = records
+            .iter()
+            .filter(|record| record.entry.header.body == Body::Command)
+            .map(|record| record.entry.clone())
+            .collect();
+        let mut replies = Vec::with_capacity(commands.len());
+        state.apply(&commands, &mut replies)?;
+        let mut replies = replies.into_iter();
+        for record in &records {
+            let reply = (record.entry.header.body == Body::Command).then(|| replies.next().unwrap_or_default());
+            log_state.apply(record, reply)?;
+        }
+    }
+    Ok(log_state)
+}
+
+/// Where the log is to be cut before the node starts on it, if anywhere.
+fn cut_point(log: &mut dyn LogStore, marks: &Marks) -> Result<Option<Lsn>> {
+    let mut headers = Vec::new();
+    let mut from = marks.base.next().max(log.bounds().start);
+    while marks.reign != Epoch::ZERO && from < log.bounds().end {
+        let records: Vec<Record> = log.read(from, REPLAY_BYTES)?;
+        let Some(last) = records.last() else { break };
+        from = last.lsn().next();
+        let begins = |record: &Record| {
+            record.entry.header.epoch == marks.reign && matches!(record.entry.header.body, Body::EpochStart(_))
+        };
+        let found = records.iter().any(begins);
+        headers.extend(records.into_iter().map(|record| record.entry.header));
+        if found {
+            break;
+        }
+    }
+    Ok(provisional_cut(marks, headers.iter()))
+}
+
+/// How long an ended node's server may take to close its streams.
+pub(super) const LINGER: Duration = Duration::from_millis(500);
