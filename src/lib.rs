@@ -3,6 +3,7 @@
 pub mod backup;
 pub mod checkpoint;
 pub mod client;
+pub mod codec;
 pub mod error;
 pub mod log;
 pub mod message;

@@ -10,13 +10,11 @@ use std::ops::Range;
 use bytes::Bytes;
 
 use crate::client::CacheOp;
+use crate::error::{Code, Error};
 use crate::log::{ClusterId, Entry, Epoch, GroupId, Lsn, NodeId, Record};
 
-#[path = "store/file.rs"]
 pub mod file;
-#[path = "store/kv.rs"]
 pub mod kv;
-#[path = "store/memory.rs"]
 pub mod memory;
 
 /// The few facts a node must not forget, kept apart from the log and replaced as a whole.
@@ -168,4 +166,15 @@ pub trait ClientCache: Send + 'static {
     /// # Errors
     /// If it could not; the client stops with the error.
     fn write(&mut self, ops: &[CacheOp]) -> io::Result<()>;
+}
+
+/// What every log has to refuse: records that do not follow each other, or do not follow what is there.
+fn check_dense(next: Lsn, records: &[Record]) -> io::Result<()> {
+    for (expected, record) in (next.0..).zip(records) {
+        if record.lsn() != Lsn(expected) {
+            let why = format!("record {} was appended where {expected} is next: a log is dense", record.lsn());
+            return Err(Error::new(Code::InvalidArgument, why).into());
+        }
+    }
+    Ok(())
 }

@@ -1,0 +1,606 @@
+//! The binary form of headers, records, marks and cache operations on disk.
+//!
+//! Numbers are LEB128 varints, identities have a fixed width, lists and texts are preceded by their count, and every
+//! choice is one byte. A value has exactly one form: what decodes encodes to the very same bytes. Neither lengths nor
+//! checksums are in here, they belong to the frames of [`store::file`](crate::store::file); a record's payload is
+//! simply the rest.
+//!
+//! Decoding stands on nothing but the bytes: arbitrary input gives an error, never a panic, and never a larger
+//! allocation than the input pays for. Whoever stores these forms stores [`VERSION`] beside them. A choice this build
+//! does not know is [`Code::UnknownKind`], anything else that makes no sense [`Code::Corrupt`].
+//!
+//! Not here: the wire, whose form is in `proto/`.
+
+use std::ops::Range;
+
+use bytes::Bytes;
+
+use crate::client::{CacheOp, Command, Identity};
+use crate::error::{Code, Error, Result};
+use crate::log::{
+    Body, ClientId, ClusterId, Digest, Entry, Epoch, EpochStart, GapPolicy, GroupId, Header, Level, Lsn, NodeId,
+    Origin, Record, Reign, Request, SessionInfo, SessionRole, Tag, Target, Time,
+};
+use crate::store::Marks;
+
+/// The version of everything in this file; it changes when an older build would misread what a newer one wrote.
+pub const VERSION: u16 = 1;
+
+/// The least bytes an element of a list takes, by which a count is checked before anything is allocated.
+const CLIENT_BYTES: usize = 16;
+const RANGE_BYTES: usize = 2;
+const HEADER_BYTES: usize = 18;
+const REIGN_BYTES: usize = 13;
+
+/// Appends the form of a header to `out`.
+pub fn encode_header(header: &Header, out: &mut Vec<u8>) {
+    let mut put = Put(out);
+    put.header(header);
+}
+
+/// Reads what [`encode_header`] wrote, and nothing after it.
+///
+/// # Errors
+/// [`Code::UnknownKind`] or [`Code::Corrupt`].
+pub fn decode_header(bytes: &[u8]) -> Result<Header> {
+    whole(bytes, "header", Take::header)
+}
+
+/// Appends the form of a record to `out`.
+pub fn encode_record(record: &Record, out: &mut Vec<u8>) {
+    let mut put = Put(out);
+    put.header(&record.entry.header);
+    put.digest(record.reply);
+    put.0.extend_from_slice(&record.entry.payload);
+}
+
+/// Reads what [`encode_record`] wrote; the payload, a copy, is everything after header and checksum.
+///
+/// # Errors
+/// [`Code::UnknownKind`] or [`Code::Corrupt`].
+pub fn decode_record(bytes: &[u8]) -> Result<Record> {
+    whole(bytes, "record", |take| {
+        let header = take.header()?;
+        let reply = take.digest()?;
+        let payload = Bytes::copy_from_slice(take.rest());
+        Ok(Record { entry: Entry { header, payload }, reply })
+    })
+}
+
+/// Appends the form of the marks to `out`.
+pub fn encode_marks(marks: &Marks, out: &mut Vec<u8>) {
+    let mut put = Put(out);
+    put.u128(marks.cluster.0);
+    put.u128(marks.group.0);
+    put.u64(marks.node.0);
+    put.epoch(marks.promised);
+    put.epoch(marks.reign);
+    put.number(marks.base.0);
+    put.flag(marks.in_sync);
+    put.option(marks.clean, |put, lsn| put.number(lsn.0));
+    put.number(marks.stable.0);
+}
+
+/// Reads what [`encode_marks`] wrote.
+///
+/// # Errors
+/// [`Code::Corrupt`].
+pub fn decode_marks(bytes: &[u8]) -> Result<Marks> {
+    whole(bytes, "marks", |take| {
+        Ok(Marks {
+            cluster: ClusterId(take.u128()?),
+            group: GroupId(take.u128()?),
+            node: NodeId(take.u64()?),
+            promised: take.epoch()?,
+            reign: take.epoch()?,
+            base: take.lsn()?,
+            in_sync: take.flag()?,
+            clean: take.option(Take::lsn)?,
+            stable: take.lsn()?,
+        })
+    })
+}
+
+/// Appends the form of a cache operation to `out`.
+pub fn encode_op(op: &CacheOp, out: &mut Vec<u8>) {
+    let mut put = Put(out);
+    match op {
+        CacheOp::Identity(identity) => {
+            put.byte(1);
+            put.u128(identity.client.0);
+            put.option(identity.cluster, |put, id| put.u128(id.0));
+            put.option(identity.group, |put, id| put.u128(id.0));
+            put.text(&identity.domain);
+            put.role(identity.role);
+        }
+        CacheOp::Incarnation(incarnation) => {
+            put.byte(2);
+            put.number(*incarnation);
+        }
+        CacheOp::Welcomed => put.byte(3),
+        CacheOp::Reported(epoch) => {
+            put.byte(4);
+            put.epoch(*epoch);
+        }
+        CacheOp::Command { request, command } => {
+            put.byte(5);
+            put.number(request.0);
+            put.command(command);
+        }
+        CacheOp::Tag { request, tag } => {
+            put.byte(6);
+            put.number(request.0);
+            put.tag(tag);
+        }
+        CacheOp::Answered { request, reply } => {
+            put.byte(7);
+            put.number(request.0);
+            put.digest(*reply);
+        }
+        CacheOp::Superseded(request) => {
+            put.byte(8);
+            put.number(request.0);
+        }
+        CacheOp::Headers(headers) => {
+            put.byte(9);
+            put.list(headers, Put::header);
+        }
+        CacheOp::Observed(epoch, lsn) => {
+            put.byte(10);
+            put.epoch(*epoch);
+            put.number(lsn.0);
+        }
+        CacheOp::Stable(epoch, lsn) => {
+            put.byte(11);
+            put.epoch(*epoch);
+            put.number(lsn.0);
+        }
+        CacheOp::Verdict(epoch, reigns) => {
+            put.byte(12);
+            put.epoch(*epoch);
+            put.list(reigns, Put::reign);
+        }
+    }
+}
+
+/// Reads what [`encode_op`] wrote; payloads are copies.
+///
+/// # Errors
+/// [`Code::UnknownKind`] or [`Code::Corrupt`].
+pub fn decode_op(bytes: &[u8]) -> Result<CacheOp> {
+    whole(bytes, "cache operation", |take| {
+        Ok(match take.byte()? {
+            1 => CacheOp::Identity(Identity {
+                client: take.client()?,
+                cluster: take.option(|take| Ok(ClusterId(take.u128()?)))?,
+                group: take.option(|take| Ok(GroupId(take.u128()?)))?,
+                domain: take.text()?,
+                role: take.role()?,
+            }),
+            2 => CacheOp::Incarnation(take.number()?),
+            3 => CacheOp::Welcomed,
+            4 => CacheOp::Reported(take.epoch()?),
+            5 => CacheOp::Command { request: take.request()?, command: take.command()? },
+            6 => CacheOp::Tag { request: take.request()?, tag: take.tag()? },
+            7 => CacheOp::Answered { request: take.request()?, reply: take.digest()? },
+            8 => CacheOp::Superseded(take.request()?),
+            9 => CacheOp::Headers(take.list(HEADER_BYTES, Take::header)?),
+            10 => CacheOp::Observed(take.epoch()?, take.lsn()?),
+            11 => CacheOp::Stable(take.epoch()?, take.lsn()?),
+            12 => CacheOp::Verdict(take.epoch()?, take.list(REIGN_BYTES, Take::reign)?),
+            other => return Err(unknown("cache operation", other)),
+        })
+    })
+}
+
+/// Writes the parts.
+struct Put<'a>(&'a mut Vec<u8>);
+
+impl Put<'_> {
+    fn byte(&mut self, byte: u8) {
+        self.0.push(byte);
+    }
+
+    fn flag(&mut self, flag: bool) {
+        self.byte(u8::from(flag));
+    }
+
+    fn number(&mut self, mut number: u64) {
+        while number >= 0x80 {
+            self.byte((number & 0x7f) as u8 | 0x80);
+            number >>= 7;
+        }
+        self.byte((number & 0x7f) as u8);
+    }
+
+    fn u64(&mut self, value: u64) {
+        self.0.extend_from_slice(&value.to_le_bytes());
+    }
+
+    fn u128(&mut self, value: u128) {
+        self.0.extend_from_slice(&value.to_le_bytes());
+    }
+
+    fn text(&mut self, text: &str) {
+        self.blob(text.as_bytes());
+    }
+
+    fn blob(&mut self, bytes: &[u8]) {
+        self.number(bytes.len() as u64);
+        self.0.extend_from_slice(bytes);
+    }
+
+    fn option<T>(&mut self, value: Option<T>, put: impl FnOnce(&mut Self, T)) {
+        self.flag(value.is_some());
+        if let Some(value) = value {
+            put(self, value);
+        }
+    }
+
+    fn list<T>(&mut self, values: &[T], mut put: impl FnMut(&mut Self, &T)) {
+        self.number(values.len() as u64);
+        for value in values {
+            put(self, value);
+        }
+    }
+
+    fn client(&mut self, client: &ClientId) {
+        self.u128(client.0);
+    }
+
+    fn range(&mut self, range: &Range<Lsn>) {
+        self.number(range.start.0);
+        self.number(range.end.0);
+    }
+
+    fn epoch(&mut self, epoch: Epoch) {
+        self.number(u64::from(epoch.generation));
+        self.number(epoch.number);
+        self.u64(epoch.node.0);
+    }
+
+    fn digest(&mut self, digest: Digest) {
+        self.byte(digest.algorithm);
+        self.number(digest.value);
+    }
+
+    fn level(&mut self, level: Level) {
+        self.byte(match level {
+            Level::Local => 0,
+            Level::Tagged => 1,
+            Level::Stable => 2,
+        });
+    }
+
+    fn role(&mut self, role: SessionRole) {
+        self.byte(match role {
+            SessionRole::Writer => 0,
+            SessionRole::Reader => 1,
+        });
+    }
+
+    fn target(&mut self, target: Target) {
+        match target {
+            Target::Own => self.byte(0),
+            Target::Backup(node) => {
+                self.byte(1);
+                self.u64(node.0);
+            }
+        }
+    }
+
+    fn policy(&mut self, policy: Option<GapPolicy>) {
+        self.byte(match policy {
+            None => 0,
+            Some(GapPolicy::Stop) => 1,
+            Some(GapPolicy::Skip) => 2,
+        });
+    }
+
+    fn header(&mut self, header: &Header) {
+        self.byte(match header.body {
+            Body::Command => 1,
+            Body::Noop => 2,
+            Body::Open(_) => 3,
+            Body::Suspend => 4,
+            Body::Resume(_) => 5,
+            Body::Close => 6,
+            Body::Expire => 7,
+            Body::Config(_) => 8,
+            Body::EpochStart(_) => 9,
+        });
+        self.epoch(header.epoch);
+        self.number(header.lsn.0);
+        self.option(header.origin, |put, origin| {
+            put.client(&origin.client);
+            put.number(origin.request.0);
+        });
+        self.number(header.time.0);
+        self.number(header.answered.0);
+        self.number(u64::from(header.length));
+        self.digest(header.digest);
+        match &header.body {
+            Body::Command | Body::Noop | Body::Suspend | Body::Close | Body::Expire => {}
+            Body::Open(info) => {
+                self.number(info.incarnation);
+                self.text(&info.domain);
+                self.role(info.role);
+            }
+            Body::Resume(incarnation) => self.number(*incarnation),
+            Body::Config(target) => self.target(*target),
+            Body::EpochStart(start) => self.start(start),
+        }
+    }
+
+    fn start(&mut self, start: &EpochStart) {
+        self.epoch(start.previous);
+        self.number(start.base.0);
+        self.number(start.observed.0);
+        self.byte(start.f);
+        self.level(start.lowest);
+        self.flag(start.log_before_send);
+        self.target(start.target);
+        self.policy(start.policy);
+        self.list(&start.missing, Self::client);
+        self.list(&start.excluded, Self::client);
+        self.list(&start.gaps, Self::range);
+    }
+
+    fn command(&mut self, command: &Command) {
+        self.number(command.answered.0);
+        self.level(command.level);
+        self.flag(command.withdrawn);
+        self.digest(command.digest);
+        self.option(command.tag.as_ref(), Self::tag);
+        self.option(command.reply, Self::digest);
+        self.blob(&command.payload);
+    }
+
+    fn tag(&mut self, tag: &Tag) {
+        self.epoch(tag.epoch);
+        self.number(tag.lsn.0);
+        self.number(tag.time.0);
+        self.option(tag.hold_until, |put, lsn| put.number(lsn.0));
+        self.number(tag.stable.0);
+        self.flag(tag.protected);
+    }
+
+    fn reign(&mut self, reign: &Reign) {
+        self.epoch(reign.epoch);
+        self.number(reign.start.0);
+        self.number(reign.base.0);
+        self.list(&reign.gaps, Self::range);
+    }
+}
+
+/// Reads the parts from what is left of the input.
+struct Take<'a>(&'a [u8]);
+
+fn whole<'a, T>(bytes: &'a [u8], what: &str, take: impl FnOnce(&mut Take<'a>) -> Result<T>) -> Result<T> {
+    let mut left = Take(bytes);
+    let value = take(&mut left)?;
+    if left.0.is_empty() { Ok(value) } else { Err(corrupt(&format!("{} bytes after the {what}", left.0.len()))) }
+}
+
+impl<'a> Take<'a> {
+    fn bytes(&mut self, length: usize) -> Result<&'a [u8]> {
+        let (taken, left) = self.0.split_at_checked(length).ok_or_else(|| corrupt("it ends too early"))?;
+        self.0 = left;
+        Ok(taken)
+    }
+
+    fn rest(&mut self) -> &'a [u8] {
+        std::mem::take(&mut self.0)
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
+        let mut array = [0; N];
+        array.copy_from_slice(self.bytes(N)?);
+        Ok(array)
+    }
+
+    fn byte(&mut self) -> Result<u8> {
+        Ok(self.array::<1>()?[0])
+    }
+
+    fn flag(&mut self) -> Result<bool> {
+        match self.byte()? {
+            0 => Ok(false),
+            1 => Ok(true),
+            _ => Err(corrupt("a flag is neither 0 nor 1")),
+        }
+    }
+
+    fn number(&mut self) -> Result<u64> {
+        let mut number = 0u64;
+        for shift in (0..64).step_by(7) {
+            let byte = self.byte()?;
+            let part = u64::from(byte & 0x7f);
+            if shift == 63 && part > 1 {
+                break;
+            }
+            number |= part << shift;
+            if byte & 0x80 == 0 {
+                // One form for every value: no leading zeros.
+                return if byte == 0 && shift > 0 { Err(corrupt("a number has leading zeros")) } else { Ok(number) };
+            }
+        }
+        Err(corrupt("a number has more than 64 bits"))
+    }
+
+    fn u32(&mut self) -> Result<u32> {
+        u32::try_from(self.number()?).map_err(|_| corrupt("a number has more than 32 bits"))
+    }
+
+    fn u64(&mut self) -> Result<u64> {
+        Ok(u64::from_le_bytes(self.array()?))
+    }
+
+    fn u128(&mut self) -> Result<u128> {
+        Ok(u128::from_le_bytes(self.array()?))
+    }
+
+    fn blob(&mut self) -> Result<&'a [u8]> {
+        let length = self.number()?;
+        self.bytes(usize::try_from(length).unwrap_or(usize::MAX))
+    }
+
+    fn text(&mut self) -> Result<String> {
+        let text = std::str::from_utf8(self.blob()?).map_err(|_| corrupt("a text is not UTF-8"))?;
+        Ok(text.to_owned())
+    }
+
+    fn option<T>(&mut self, take: impl FnOnce(&mut Self) -> Result<T>) -> Result<Option<T>> {
+        if self.flag()? { take(self).map(Some) } else { Ok(None) }
+    }
+
+    /// A list whose elements take at least `least` bytes each.
+    fn list<T>(&mut self, least: usize, mut take: impl FnMut(&mut Self) -> Result<T>) -> Result<Vec<T>> {
+        let count = self.number()?;
+        if count > (self.0.len() / least) as u64 {
+            return Err(corrupt("a list is longer than what is left"));
+        }
+        (0..count).map(|_| take(self)).collect()
+    }
+
+    fn client(&mut self) -> Result<ClientId> {
+        Ok(ClientId(self.u128()?))
+    }
+
+    fn lsn(&mut self) -> Result<Lsn> {
+        Ok(Lsn(self.number()?))
+    }
+
+    fn request(&mut self) -> Result<Request> {
+        Ok(Request(self.number()?))
+    }
+
+    fn range(&mut self) -> Result<Range<Lsn>> {
+        Ok(self.lsn()?..self.lsn()?)
+    }
+
+    fn epoch(&mut self) -> Result<Epoch> {
+        Ok(Epoch { generation: self.u32()?, number: self.number()?, node: NodeId(self.u64()?) })
+    }
+
+    fn digest(&mut self) -> Result<Digest> {
+        Ok(Digest { algorithm: self.byte()?, value: self.number()? })
+    }
+
+    fn level(&mut self) -> Result<Level> {
+        Ok(match self.byte()? {
+            0 => Level::Local,
+            1 => Level::Tagged,
+            2 => Level::Stable,
+            other => return Err(unknown("level", other)),
+        })
+    }
+
+    fn role(&mut self) -> Result<SessionRole> {
+        Ok(match self.byte()? {
+            0 => SessionRole::Writer,
+            1 => SessionRole::Reader,
+            other => return Err(unknown("session role", other)),
+        })
+    }
+
+    fn target(&mut self) -> Result<Target> {
+        Ok(match self.byte()? {
+            0 => Target::Own,
+            1 => Target::Backup(NodeId(self.u64()?)),
+            other => return Err(unknown("stability target", other)),
+        })
+    }
+
+    fn policy(&mut self) -> Result<Option<GapPolicy>> {
+        Ok(match self.byte()? {
+            0 => None,
+            1 => Some(GapPolicy::Stop),
+            2 => Some(GapPolicy::Skip),
+            other => return Err(unknown("gap policy", other)),
+        })
+    }
+
+    fn header(&mut self) -> Result<Header> {
+        let kind = self.byte()?;
+        if !(1..=9).contains(&kind) {
+            return Err(unknown("entry", kind));
+        }
+        let epoch = self.epoch()?;
+        let lsn = self.lsn()?;
+        let origin = self.option(|take| Ok(Origin { client: take.client()?, request: take.request()? }))?;
+        let time = Time(self.number()?);
+        let answered = self.request()?;
+        let length = self.u32()?;
+        let digest = self.digest()?;
+        let body = match kind {
+            1 => Body::Command,
+            2 => Body::Noop,
+            3 => Body::Open(SessionInfo { incarnation: self.number()?, domain: self.text()?, role: self.role()? }),
+            4 => Body::Suspend,
+            5 => Body::Resume(self.number()?),
+            6 => Body::Close,
+            7 => Body::Expire,
+            8 => Body::Config(self.target()?),
+            _ => Body::EpochStart(Box::new(self.start()?)),
+        };
+        Ok(Header { epoch, lsn, body, origin, time, answered, length, digest })
+    }
+
+    fn start(&mut self) -> Result<EpochStart> {
+        Ok(EpochStart {
+            previous: self.epoch()?,
+            base: self.lsn()?,
+            observed: self.lsn()?,
+            f: self.byte()?,
+            lowest: self.level()?,
+            log_before_send: self.flag()?,
+            target: self.target()?,
+            policy: self.policy()?,
+            missing: self.list(CLIENT_BYTES, Self::client)?,
+            excluded: self.list(CLIENT_BYTES, Self::client)?,
+            gaps: self.list(RANGE_BYTES, Self::range)?,
+        })
+    }
+
+    fn command(&mut self) -> Result<Command> {
+        Ok(Command {
+            answered: self.request()?,
+            level: self.level()?,
+            withdrawn: self.flag()?,
+            digest: self.digest()?,
+            tag: self.option(Self::tag)?,
+            reply: self.option(Self::digest)?,
+            payload: Bytes::copy_from_slice(self.blob()?),
+        })
+    }
+
+    fn tag(&mut self) -> Result<Tag> {
+        Ok(Tag {
+            epoch: self.epoch()?,
+            lsn: self.lsn()?,
+            time: Time(self.number()?),
+            hold_until: self.option(Self::lsn)?,
+            stable: self.lsn()?,
+            protected: self.flag()?,
+        })
+    }
+
+    fn reign(&mut self) -> Result<Reign> {
+        Ok(Reign {
+            epoch: self.epoch()?,
+            start: self.lsn()?,
+            base: self.lsn()?,
+            gaps: self.list(RANGE_BYTES, Self::range)?,
+        })
+    }
+}
+
+fn unknown(what: &str, kind: u8) -> Error {
+    let why = format!("a later version wrote this: {what} of kind {kind}; use a build at least as new as the last one");
+    Error::new(Code::UnknownKind, why)
+}
+
+fn corrupt(why: &str) -> Error {
+    Error::new(Code::Corrupt, format!("stored data makes no sense: {why}"))
+}
