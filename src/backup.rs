@@ -478,14 +478,15 @@ impl Backup {
     fn on_executed(&mut self, replies: Vec<Bytes>, out: &mut Vec<Output>) {
         let mut replies = replies.into_iter();
         for _ in 0..std::mem::take(&mut self.executing) {
-            let Some(record) = self.behind.pop_front() else {
+            let Some(record) = self.behind.front() else {
                 return;
             };
             let reply = (record.entry.header.body == Body::Command).then(|| replies.next().unwrap_or_default());
-            if let Err(error) = self.state.apply(&record, reply) {
+            if let Err(error) = self.state.apply(record, reply) {
                 self.fail(error, out);
                 return;
             }
+            self.behind.pop_front();
         }
     }
 

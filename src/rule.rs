@@ -2,7 +2,7 @@
 //!
 //! Every rule below was found to be *needed*: without it some schedule of crashes loses or reorders data.
 //! A test that claims to check the protocol must therefore notice when one is missing. In an ordinary build
-//! [`on`] is a constant `true` and costs nothing; with the feature `seeded-bugs` a test may switch a rule off
+//! `on` is a constant `true` and costs nothing; with the feature `seeded-bugs` a test may switch a rule off
 //! on its own thread and must then see a violation.
 
 /// A rule of the protocol that can be switched off in a test build.

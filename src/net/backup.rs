@@ -172,6 +172,11 @@ impl Backup {
         Ok(Recovery { running: Arc::clone(&self.running), after: Epoch::ZERO })
     }
 
+    /// Ends at once, as a crash would, and returns when log and address are free. Cancel safe: the end goes on.
+    pub async fn abort(&self) {
+        self.running.abort().await;
+    }
+
     /// Stops following. Returns `false`: only a primary leaves the mark of an orderly stop.
     ///
     /// # Errors

@@ -63,14 +63,25 @@ impl Running {
             Err(error) if error.code() == Code::Closed => {}
             done => done?,
         }
-        let clean = self.node.wait(|view| view.stopped.filter(|_| view.ended).map(Ok)).await;
+        let mut view = self.node.mailbox.view();
+        let ended = view.wait_for(|view| view.ended).await.map(|view| view.clone());
+        self.abort().await;
+        let ended = ended.map_err(|_| Error::new(Code::Closed, "the node was stopped"))?;
+        match (ended.stopped, ended.failure) {
+            (_, Some(failure)) => Err(failure),
+            (stopped, None) => Ok(stopped.unwrap_or(false)),
+        }
+    }
+
+    /// Ends the node as a crash would, and waits until its stores and its address are free.
+    pub(super) async fn abort(&self) {
         self.node.close();
+        let _ = self.node.mailbox.view().wait_for(|view| view.ended).await;
         let server = self.server.lock().take();
         if let Some(server) = server {
-            // It ends by itself now that the node has; the address is free when it has.
+            // It ends by itself now that the node has.
             let _ = server.await;
         }
-        clean
     }
 
     pub(super) async fn opened(&self, after: Epoch) -> Result<Opened> {
@@ -214,6 +225,12 @@ impl Primary {
     /// Why the node stopped, if it failed.
     pub async fn stop(&self) -> Result<bool> {
         self.running.stop().await
+    }
+
+    /// Ends at once, as a crash would, and returns when log and address are free. Nothing is lost by it: a restart is a
+    /// recovery. Cancel safe: the end goes on.
+    pub async fn abort(&self) {
+        self.running.abort().await;
     }
 
     /// Waits until the node serves nothing any more, and says why: a failure, a higher epoch, or [`Code::Closed`].
