@@ -68,11 +68,12 @@ impl BackupBuilder {
             let why = format!("{primary} is no endpoint of a primary: {error}; give http://host:port");
             return Err(Error::new(Code::InvalidArgument, why));
         }
+        let largest = settings.command_bytes_max;
         let start = |endpoint: String| {
             let primary = PrimarySettings { domain: domain.clone(), endpoint: endpoint.clone(), ..settings };
             Start::Backup(BackupSettings { domain, endpoint, primary })
         };
-        let running = Running::start(start, log, state, listen, advertise, &net).await?;
+        let running = Running::start(start, log, state, listen, advertise, &net, largest).await?;
         tokio::spawn(link::follow(running.node.mailbox.clone(), primary, net));
         Ok(Backup { running })
     }

@@ -24,6 +24,9 @@ pub struct Opened {
     pub report: EpochStart,
 }
 
+/// What may travel in one message with the largest command.
+const JOINED_BYTES: u64 = 2 << 20;
+
 /// What the handles of a node share: the node ends when the last of them is dropped.
 pub(super) struct Running {
     pub(super) node: Node,
@@ -40,8 +43,16 @@ impl Running {
         listen: SocketAddr,
         advertise: Option<String>,
         net: &NetSettings,
+        command_bytes_max: u64,
     ) -> Result<Arc<Self>> {
         net.validate()?;
+        if command_bytes_max.saturating_add(JOINED_BYTES) > net.message_bytes_max as u64 {
+            let why = format!(
+                "message_bytes_max of {} has no room for commands of {command_bytes_max} bytes and {JOINED_BYTES} more",
+                net.message_bytes_max
+            );
+            return Err(Error::new(Code::InvalidArgument, why));
+        }
         let listener = server::bind(listen).await?;
         let address = listener.local_addr().map_err(Error::from)?;
         let advertise = advertise.unwrap_or_else(|| {
@@ -145,8 +156,9 @@ impl PrimaryBuilder {
     /// stores say; [`Code::Corrupt`] or [`Code::Diverged`] if the log does not replay.
     pub async fn start(self) -> Result<Primary> {
         let Self { domain, log, state, settings, net, listen, advertise } = self;
+        let largest = settings.command_bytes_max;
         let start = |endpoint| Start::Primary(PrimarySettings { domain, endpoint, ..settings });
-        Ok(Primary { running: Running::start(start, log, state, listen, advertise, &net).await? })
+        Ok(Primary { running: Running::start(start, log, state, listen, advertise, &net, largest).await? })
     }
 }
 
