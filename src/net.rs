@@ -122,6 +122,7 @@ impl NetSettings {
             .http2_keep_alive_interval(self.keepalive_interval)
             .keep_alive_timeout(self.keepalive_timeout)
             .keep_alive_while_idle(true)
+            .max_frame_size(server::FRAME_BYTES)
             .initial_stream_window_size(window)
             .initial_connection_window_size(window);
         // Name resolution and the HTTP/2 handshake are not covered by the connector's own timeout.
