@@ -1,0 +1,276 @@
+//! The drill of one mode, from the first process to the verdict. A disaster rolls:
+//!
+//! ```text
+//!  start ── load ───────┬── cut ──────┬─ SIGKILL ─ promote ── rebuilt ── load ── stop ── flush, close ── check
+//!                       │ the link,   │ and the primary's
+//!                       │ wire lost   │ folder is gone
+//!        half the time ─┘             └─ --cut-before-ms later
+//! ```
+
+use std::time::{Duration, Instant};
+
+use hdrhistogram::Histogram;
+use tagalong::message::{NodeStatus, Role};
+use tagalong::node::RecoveryPolicy;
+
+use crate::Result;
+use crate::audit::audit;
+use crate::checker::check;
+use crate::journal::{Clock, Journal, Line};
+use crate::report::{Pace, Row, grouped};
+use crate::screen::Screen;
+use crate::service::{Plan, Service};
+use crate::source::Source;
+
+/// The first part of the load is not measured.
+const WARM_UP: Duration = Duration::from_millis(500);
+/// At least so much load goes on after the recovery.
+const AFTERWARDS: Duration = Duration::from_secs(1);
+/// How often the parent looks.
+const LOOK: Duration = Duration::from_millis(50);
+/// A status that does not come within this is done without.
+const STATUS: Duration = Duration::from_millis(500);
+/// A recovery may take this long.
+const RECOVERY: Duration = Duration::from_secs(120);
+/// Clients may take this long to store what is left, and to be rid of all they hold.
+const DRAIN: Duration = Duration::from_secs(300);
+
+/// How the primary's site ends.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct End {
+    /// How long before it the link is cut.
+    pub(crate) cut_before: Duration,
+    /// Whether the clients are cut off with it, and hear no farewell of the primary's kernel.
+    pub(crate) silent: bool,
+}
+
+/// When things happened, in microseconds of the journals' clock.
+#[derive(Clone, Copy, Debug, Default)]
+struct Moments {
+    measured: u64,
+    cut: u64,
+    killed: u64,
+    promoted: u64,
+}
+
+/// What was seen of the disaster from outside.
+#[derive(Clone, Copy, Debug, Default)]
+struct Disaster {
+    moments: Moments,
+    wire_bytes: u64,
+    delta_entries: u64,
+    delta_bytes: u64,
+    /// The number of the epoch that came of it.
+    epoch: u64,
+}
+
+/// Runs the drill.
+pub(crate) async fn run(plan: Plan, source: &Source, end: End, quiet: bool) -> Result<Row> {
+    let screen = Screen::new(plan.mode.name(), plan.load, quiet);
+    screen.phase("starting the processes");
+    let mut service = Service::start(plan).await?;
+    let mode = service.plan.mode;
+
+    screen.phase("load");
+    service.order("start").await?;
+    let started = Instant::now();
+    let disaster = bring_disaster(&mut service, &screen, started, end).await?;
+    let rest = service.plan.load.saturating_sub(started.elapsed()).max(AFTERWARDS);
+    watch(&mut service, &screen, started, Instant::now() + rest, "load on the new primary").await?;
+
+    screen.phase("stopping: the rest of the files, and everything stable");
+    service.order("stop").await?;
+    let deadline = Instant::now() + DRAIN;
+    for client in &mut service.clients {
+        client.expect("finished", deadline.saturating_duration_since(Instant::now())).await?;
+        client.ended(crate::service::END).await?;
+    }
+    screen.phase("checking every journal against what survived");
+    let audit = audit(&service.backup.endpoint, source).await?;
+    service.backup.finish().await?;
+    let journals = service.journals()?;
+    let verdict = tokio::task::block_in_place(|| check(&journals, &audit.survivor));
+    let moments = disaster.moments;
+    let first = first_after(&journals, &disaster);
+    let since = |at: u64| first.map(|first| Duration::from_micros(first.saturating_sub(at)));
+    Ok(Row {
+        mode,
+        pace: pace(&journals, moments.measured, moments.cut)?,
+        verdict,
+        recovery: since(moments.killed),
+        promotion: since(moments.promoted),
+        delta_entries: disaster.delta_entries,
+        delta_bytes: disaster.delta_bytes,
+        wire_bytes: disaster.wire_bytes,
+        files: source.files.len(),
+        bytes: source.bytes(),
+        different: audit.different,
+        changed: audit.changed,
+    })
+}
+
+/// Load for half of its time, then the cut, the kill, the promotion, until the new reign has opened.
+async fn bring_disaster(service: &mut Service, screen: &Screen, started: Instant, end: End) -> Result<Disaster> {
+    let clock = Clock::new();
+    let mut moments = Moments { measured: clock.now() + crate::journal::micros(WARM_UP), ..Moments::default() };
+    watch(service, screen, started, started + service.plan.load / 2, "load").await?;
+
+    moments.cut = clock.now();
+    let wire_bytes = service.link.cut();
+    screen.phase(&format!("the link is cut, {} bytes on the wire are gone; the load goes on", grouped(wire_bytes)));
+    watch(service, screen, started, Instant::now() + end.cut_before, "load, and the backup is out of reach").await?;
+
+    // Asked just before the end; a primary too busy to answer is killed all the same.
+    let status = tokio::time::timeout(STATUS, service.primary.admin.status()).await;
+    let status = status.ok().and_then(std::result::Result::ok);
+    if end.silent {
+        service.near.cut();
+    }
+    moments.killed = clock.now();
+    service.primary.process.kill().await?;
+    std::fs::remove_dir_all(&service.primary.folder)?;
+    let (delta_entries, delta_bytes) = status.map_or((0, 0), |status| (status.delta_entries, status.delta_bytes));
+    let delta = grouped(delta_entries);
+    screen.phase(&format!("SIGKILL, folder deleted: {delta} entries were on the primary alone; promoting"));
+
+    moments.promoted = clock.now();
+    service.backup.admin.promote(false, RecoveryPolicy::Wait).await?;
+    let epoch = await_recovery(service, screen, started).await?;
+    // The cable is mended, long after: whoever hung on it learns that the other end is gone.
+    service.link.close();
+    Ok(Disaster { moments, wire_bytes, delta_entries, delta_bytes, epoch })
+}
+
+/// Watches the recovery until the backup is the primary; returns its epoch's number.
+async fn await_recovery(service: &mut Service, screen: &Screen, started: Instant) -> Result<u64> {
+    let deadline = Instant::now() + RECOVERY;
+    loop {
+        service.check_clients()?;
+        service.backup.process.check()?;
+        let status = service.backup.admin.status().await?;
+        if status.status.role == Role::Primary {
+            let opened = service.backup.expect("opened", Duration::from_secs(10)).await?;
+            return opened["epoch"].as_u64().ok_or_else(|| "an opening without an epoch".into());
+        }
+        if Instant::now() > deadline {
+            return Err(format!("the recovery was not through within {RECOVERY:?}: {}", describe(&status)).into());
+        }
+        screen.at(started.elapsed(), describe(&status));
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+fn describe(status: &NodeStatus) -> String {
+    let Some(recovery) = &status.recovery else {
+        return format!("{:?}", status.status.role);
+    };
+    let mut text = format!(
+        "rebuilding ({}): {} of {} clients have reported, {} of {} bytes pulled",
+        recovery.phase, recovery.reported, recovery.roster, recovery.pulled_bytes, recovery.wanted_bytes
+    );
+    if !recovery.missing.is_empty() {
+        text += &format!(", {} gaps", recovery.missing.len());
+    }
+    if let Some(conflict) = &recovery.conflict {
+        text += &format!(", {conflict}");
+    }
+    text
+}
+
+/// Lets the load go on until then.
+async fn watch(service: &mut Service, screen: &Screen, started: Instant, until: Instant, what: &str) -> Result<()> {
+    loop {
+        service.check_clients()?;
+        service.backup.process.check()?;
+        let (acked, reads) = (grouped(service.progress("acked")), grouped(service.progress("reads")));
+        let (held, left) = (service.progress("cached"), service.progress("chunks_left"));
+        let how = format!("{what}: {acked} writes, {reads} reads, {held} held by the clients, {left} chunks to go");
+        screen.at(started.elapsed(), how);
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Ok(());
+        }
+        tokio::time::sleep(left.min(LOOK)).await;
+    }
+}
+
+/// Runs a service without a disaster, and gives the latencies of its writes.
+pub(crate) async fn measure(plan: Plan, quiet: bool, title: &str) -> Result<Pace> {
+    let screen = Screen::new(title, plan.load, quiet);
+    let mut service = Service::start(plan).await?;
+    let clock = Clock::new();
+    service.order("start").await?;
+    let started = Instant::now();
+    let measured = clock.now() + crate::journal::micros(WARM_UP);
+    let until = started + service.plan.load;
+    watch(&mut service, &screen, started, until, "measuring").await?;
+    let end = clock.now();
+    service.order("stop").await?;
+    let deadline = Instant::now() + DRAIN;
+    for client in &mut service.clients {
+        client.expect("finished", deadline.saturating_duration_since(Instant::now())).await?;
+    }
+    // Nothing of it is wanted any more: the rest is killed.
+    pace(&service.journals()?, measured, end)
+}
+
+/// Latencies and throughput of what was issued and acknowledged between two moments.
+fn pace(journals: &[Journal], from: u64, upto: u64) -> Result<Pace> {
+    let mut latencies = Histogram::<u64>::new(3)?;
+    let lines = journals.iter().flat_map(|journal| &journal.lines);
+    for line in lines {
+        let Line::Acknowledged { at, latency, .. } = line else {
+            continue;
+        };
+        if *at <= upto && at.saturating_sub(*latency) >= from {
+            latencies.saturating_record(*latency);
+        }
+    }
+    let span = Duration::from_micros(upto.saturating_sub(from)).as_secs_f64();
+    #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
+    let writes_per_s = if span > 0.0 { latencies.len() as f64 / span } else { 0.0 };
+    Ok(Pace { writes_per_s, p50_us: latencies.value_at_quantile(0.5), p99_us: latencies.value_at_quantile(0.99) })
+}
+
+/// When the first write was acknowledged by the new primary.
+fn first_after(journals: &[Journal], disaster: &Disaster) -> Option<u64> {
+    let lines = journals.iter().flat_map(|journal| &journal.lines);
+    let times = lines.filter_map(|line| match line {
+        Line::Acknowledged { at, epoch, .. } => {
+            // A reply without a tag tells no epoch; after the promotion there is only one to come from.
+            let is_after = if *epoch > 0 { *epoch >= disaster.epoch } else { *at > disaster.moments.promoted };
+            (is_after && *at > disaster.moments.killed).then_some(*at)
+        }
+        _ => None,
+    });
+    times.min()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::Reply;
+
+    fn acknowledged(at: u64, latency: u64, epoch: u64) -> Line {
+        let reply = Reply { index: 1, chain: 1, version: 1, done: true };
+        Line::Acknowledged { serial: 1, at, latency, epoch, lsn: 1, reply }
+    }
+
+    #[test]
+    fn only_what_began_and_ended_in_between_is_measured() {
+        let lines = vec![acknowledged(90, 50, 1), acknowledged(150, 20, 1), acknowledged(250, 10, 1)];
+        let pace = pace(&[Journal { client: 0, lines }], 100, 200).expect("a histogram");
+        assert_eq!((pace.p50_us, pace.p99_us), (20, 20));
+        assert!((pace.writes_per_s - 10_000.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn the_first_acknowledgement_of_the_new_reign_ends_the_recovery() {
+        let moments = Moments { killed: 100, promoted: 110, ..Moments::default() };
+        let disaster = Disaster { moments, epoch: 2, ..Disaster::default() };
+        let lines = vec![acknowledged(101, 5, 1), acknowledged(130, 40, 2), acknowledged(120, 40, 1)];
+        assert_eq!(first_after(&[Journal { client: 0, lines }], &disaster), Some(130));
+        let lines = vec![acknowledged(105, 5, 0), acknowledged(140, 40, 0)];
+        assert_eq!(first_after(&[Journal { client: 0, lines }], &disaster), Some(140), "without tags");
+    }
+}
