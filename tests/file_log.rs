@@ -236,7 +236,7 @@ fn a_flipped_byte_is_found_and_named() {
             let last = nth + 1 == segments.len();
             let (length, end) = (fs::metadata(file).unwrap().len() as usize, content_end(file));
             for at in (0..length.min(end + 64)).chain([length - 1]) {
-                for bit in [1, 0x80] {
+                for bit in [1 << (at % 8)] {
                     let mut flipped = Vec::new();
                     let (copy, log) = with_file(dir.path(), file, |bytes| {
                         bytes[at] ^= bit;
