@@ -276,6 +276,7 @@ impl Client {
             }
         }
         self.check_flushes(out);
+        self.store(out);
         self.open_gate(out);
     }
 
