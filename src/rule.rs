@@ -75,6 +75,44 @@ pub enum Rule {
     AckDurable,
 }
 
+impl Rule {
+    /// Every rule, in the order of the protocol.
+    pub const ALL: [Rule; 32] = [
+        Rule::OpenStable,
+        Rule::ResumeStable,
+        Rule::SuspendFinal,
+        Rule::SuspendDrained,
+        Rule::StreamEpoch,
+        Rule::Manifest,
+        Rule::ManifestOwn,
+        Rule::ManifestRestart,
+        Rule::ConfirmByOrigin,
+        Rule::ResendInOrder,
+        Rule::SupersededFinal,
+        Rule::ReleaseByEpoch,
+        Rule::PromiseDurable,
+        Rule::RefuseOldEpoch,
+        Rule::BackToBase,
+        Rule::ReportEpoch,
+        Rule::ReportStands,
+        Rule::AwaitRoster,
+        Rule::RebuildPastObserved,
+        Rule::BackToInDoubt,
+        Rule::OpenStableEpoch,
+        Rule::TellRolledBack,
+        Rule::UnknownEpochSuperseded,
+        Rule::LateResume,
+        Rule::InSyncOnly,
+        Rule::GrantCounts,
+        Rule::LogBeforeSend,
+        Rule::CleanMarkErased,
+        Rule::ReadEcho,
+        Rule::ReadLevel,
+        Rule::CacheBeforeConfirm,
+        Rule::AckDurable,
+    ];
+}
+
 #[cfg(feature = "seeded-bugs")]
 mod switches {
     use super::Rule;

@@ -191,10 +191,7 @@ impl CacheImage {
                 self.unanswered.insert(*request);
                 self.commands.insert(*request, command.clone());
             }
-            CacheOp::Tag { request, tag } => {
-                self.tag(*request, *tag);
-                self.release_if_stable(*request);
-            }
+            CacheOp::Tag { request, tag } => self.tag(*request, *tag),
             CacheOp::Answered { request, reply } => {
                 if let Some(command) = self.commands.get_mut(request)
                     && command.reply.replace(*reply).is_none()
@@ -320,8 +317,8 @@ impl CacheImage {
     fn release(&mut self) {
         let (epoch, stable) = self.stable;
         let from = if rule::on(Rule::ReleaseByEpoch) { epoch } else { Epoch::ZERO };
-        let range = (from, Lsn(0), Request(0))..=(epoch, stable, Request(u64::MAX));
-        let covered: Vec<Request> = self.held.range(range).map(|(_, _, request)| *request).collect();
+        let covered = (from, Lsn(0), Request(0))..=(epoch, stable, Request(u64::MAX));
+        let covered: Vec<Request> = self.held.range(covered).map(|(_, _, request)| *request).collect();
         for request in covered {
             self.release_if_stable(request);
         }
@@ -333,8 +330,8 @@ impl CacheImage {
     /// Settles everything of reigns before `epoch`. What the log has and the application knows is released (a
     /// reign opens stable); what it lost is forgotten; what was never answered is in doubt again.
     fn judge(&mut self, epoch: Epoch, reigns: &[Reign]) {
-        let before = (epoch, Lsn(0), Request(0));
-        let old: Vec<Request> = self.held.range(..before).map(|(_, _, request)| *request).collect();
+        let present = (epoch, Lsn(0), Request(0));
+        let old: Vec<Request> = self.held.range(..present).map(|(_, _, request)| *request).collect();
         for request in old {
             let Some(command) = self.commands.get_mut(&request) else { continue };
             if command.reply.is_some() {
@@ -343,7 +340,7 @@ impl CacheImage {
                 command.tag = None;
             }
         }
-        self.held = self.held.split_off(&before);
+        self.held = self.held.split_off(&present);
         let kept = self.headers.split_off(&(epoch, Lsn(0)));
         self.bytes -= HEADER_COST * self.headers.len() as u64;
         self.headers = kept;
