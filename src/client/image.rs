@@ -191,7 +191,10 @@ impl CacheImage {
                 self.unanswered.insert(*request);
                 self.commands.insert(*request, command.clone());
             }
-            CacheOp::Tag { request, tag } => self.tag(*request, *tag),
+            CacheOp::Tag { request, tag } => {
+                self.tag(*request, *tag);
+                self.release_if_stable(*request);
+            }
             CacheOp::Answered { request, reply } => {
                 if let Some(command) = self.commands.get_mut(request)
                     && command.reply.replace(*reply).is_none()
