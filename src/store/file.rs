@@ -110,10 +110,12 @@ fn names(dir: &Path) -> io::Result<Vec<String>> {
 
 /// Removes what a crash left unfinished.
 fn remove_unfinished(dir: &Path, names: &[String]) -> io::Result<()> {
-    for name in names.iter().filter(|name| name.starts_with("new-")) {
-        disk::remove(&dir.join(name))?;
+    let mut unfinished = names.iter().filter(|name| name.starts_with("new-")).peekable();
+    if unfinished.peek().is_none() {
+        return Ok(());
     }
-    Ok(())
+    unfinished.try_for_each(|name| disk::remove(&dir.join(name)))?;
+    disk::sync_dir(dir)
 }
 
 /// A new identity of a log or cache.

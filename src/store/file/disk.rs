@@ -77,7 +77,10 @@ impl DiskFile {
     /// Writes all of `bytes` at `at`.
     pub(super) fn write_at(&mut self, at: u64, bytes: &[u8]) -> io::Result<()> {
         #[cfg(test)]
-        probe::write(self.id, at, bytes)?;
+        {
+            let growth = (at + bytes.len() as u64).saturating_sub(self.len()?);
+            probe::write(self.id, at, bytes, growth).map_err(|error| about(&self.path, "write", &error))?;
+        }
         let written = self.file.seek(SeekFrom::Start(at)).and_then(|_| self.file.write_all(bytes));
         written.map_err(|error| about(&self.path, "write", &error))
     }
@@ -181,7 +184,7 @@ pub(super) mod probe {
         /// Changes that still succeed.
         pub(in super::super) left: Option<u64>,
         pub(in super::super) sync_fails: bool,
-        /// Bytes that can still be written.
+        /// Bytes by which files can still grow.
         pub(in super::super) space: Option<u64>,
         ids: u64,
     }
@@ -231,11 +234,11 @@ pub(super) mod probe {
         id
     }
 
-    pub(super) fn write(id: u64, at: u64, bytes: &[u8]) -> io::Result<()> {
+    pub(super) fn write(id: u64, at: u64, bytes: &[u8], growth: u64) -> io::Result<()> {
         with(|probe| match &mut probe.space {
-            Some(space) if *space < bytes.len() as u64 => Err(io::Error::from(io::ErrorKind::StorageFull)),
+            Some(space) if *space < growth => Err(io::Error::from(io::ErrorKind::StorageFull)),
             Some(space) => {
-                *space -= bytes.len() as u64;
+                *space -= growth;
                 Ok(())
             }
             None => Ok(()),
