@@ -125,6 +125,7 @@ impl World {
                     self.admin(at, Admin::Promote { force: false, policy });
                 }
             }
+            Fault::Ghost => self.haunt(),
             Fault::Stall => {
                 let at = self.dice.index(self.nodes.len());
                 self.nodes[at].stalled_until = self.now + self.dice.between(5_000, 150_000);

@@ -470,6 +470,21 @@ impl Oracle {
         for index in stale {
             self.check_lost_sight(clients, index);
         }
+        for (at, client) in clients.iter().enumerate() {
+            for event in &client.told {
+                let ClientEvent::Superseded { request, .. } = event else { continue };
+                let origin = Some(Origin { client: client.id, request: *request });
+                if log
+                    .iter()
+                    .any(|record| record.entry.header.origin == origin && record.entry.header.body == Body::Command)
+                {
+                    self.violate(
+                        "I6",
+                        format!("client {at} was told that {request} is superseded, but it is in the log"),
+                    );
+                }
+            }
+        }
         for at in 0..clients.len() {
             for (request, op) in self.views[at].ops.clone() {
                 let Some(done) = op.done else { continue };
@@ -543,7 +558,10 @@ impl Oracle {
     fn is_told(&self, clients: &[SimClient], at: usize, request: Option<Request>, epoch: Epoch) -> bool {
         clients[at].told.iter().any(|event| match event {
             ClientEvent::Superseded { request: told, .. } => Some(*told) == request,
-            ClientEvent::RolledBack { epoch: of, .. } => *of >= epoch,
+            // What was stable is not held any more, and only a forced promotion, or a `Local` service, loses it.
+            ClientEvent::RolledBack { epoch: of, .. } => {
+                *of >= epoch && (request.is_none() || self.forced || self.lowest == Level::Local)
+            }
             _ => false,
         })
     }

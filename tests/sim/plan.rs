@@ -44,9 +44,11 @@ pub enum Fault {
     Exclude,
     /// Promoting a backup that may not be in sync is tried.
     Promote,
+    /// Something between the processes delivers what it still had of a stream of an older epoch.
+    Ghost,
 }
 
-pub const FAULTS: [Fault; 17] = [
+pub const FAULTS: [Fault; 18] = [
     Fault::Break,
     Fault::HalfOpen,
     Fault::Partition,
@@ -64,6 +66,7 @@ pub const FAULTS: [Fault; 17] = [
     Fault::Resolve,
     Fault::Exclude,
     Fault::Promote,
+    Fault::Ghost,
 ];
 
 #[derive(Clone, Debug)]
@@ -96,6 +99,8 @@ pub struct Plan {
     /// Out of a hundred writes, how many ask for more than the lowest level.
     pub stable_writes: u64,
     pub policy: RecoveryPolicy,
+    /// Clients that send queries before what they send again, as the protocol allows.
+    pub queries_first: bool,
 }
 
 impl Plan {
@@ -175,6 +180,7 @@ impl Plan {
             odd_calls: dice.pick(&[0, 5, 15]),
             stable_writes: dice.pick(&[0, 10, 50]),
             policy,
+            queries_first: dice.percent(20),
         };
         if let Some(rule) = bias {
             plan.lean(rule, dice);
@@ -184,6 +190,51 @@ impl Plan {
 
     /// Leans towards the schedules in which a missing rule shows.
     fn lean(&mut self, rule: Rule, dice: &mut Dice) {
-        let _ = (rule, dice);
+        let mut on = |more: &[Fault]| self.faults.extend(more);
+        match rule {
+            Rule::ReadEcho => {
+                self.faults = vec![Fault::FalsePromotion, Fault::Partition, Fault::Partition, Fault::CutLink];
+                self.primary.lowest = Level::Stable;
+                self.primary.suspend_after_us = 1_000_000;
+                self.queries = 50;
+                self.clients = 4;
+            }
+            Rule::UnknownEpochSuperseded => {
+                self.faults = vec![Fault::CrashPrimary, Fault::LosePrimary, Fault::CutLink];
+                self.primary.lowest = Level::Tagged;
+                self.backup_at = Some(dice.between(5_000, 40_000));
+                self.persistent = 100;
+            }
+            Rule::ReportEpoch => {
+                on(&[Fault::CrashPrimary, Fault::CrashPrimary, Fault::Resolve, Fault::Resolve, Fault::Partition]);
+                self.primary.lowest = Level::Tagged;
+                self.stable_writes = 50;
+                self.clients = 4;
+                self.persistent = 100;
+            }
+            Rule::BackToBase => {
+                on(&[Fault::CrashPrimary, Fault::CrashBackup, Fault::LosePrimary, Fault::Resolve]);
+                self.primary.lowest = Level::Tagged;
+                self.backup_at = Some(0);
+                self.primary.replication_window_bytes = 200;
+            }
+            Rule::SupersededFinal | Rule::ReleaseByEpoch => {
+                on(&[Fault::LosePrimary, Fault::LosePrimary, Fault::Resolve, Fault::CutLink, Fault::CrashClient]);
+                self.primary.lowest = Level::Tagged;
+                self.backup_at = Some(0);
+                self.persistent = 50;
+            }
+            Rule::StreamEpoch | Rule::RefuseOldEpoch => {
+                on(&[Fault::Ghost, Fault::Ghost, Fault::Ghost, Fault::CrashPrimary]);
+                self.backup_at = Some(0);
+            }
+            Rule::ManifestOwn => {
+                on(&[Fault::Break, Fault::Break, Fault::CutLink]);
+                self.primary.lowest = Level::Tagged;
+                self.queries = 50;
+                self.queries_first = true;
+            }
+            _ => {}
+        }
     }
 }
