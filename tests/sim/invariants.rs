@@ -310,11 +310,18 @@ impl Oracle {
         }
         let headers = before.headers.iter().filter(|place| !image.headers.contains_key(place));
         released.extend(headers.map(|(epoch, lsn)| (*epoch, *lsn, None)));
+        let answered = |request: &Request| {
+            before.commands.iter().any(|(known, command)| known == request && command.reply.is_some())
+        };
         for (of, lsn, request) in released {
             let record = self.record(epoch, lsn).filter(|record| record.entry.header.epoch == of);
             let same = record.is_some_and(|record| {
                 request.is_none_or(|request| record.entry.header.origin == Some(Origin { client, request }))
             });
+            if !same && let Some(request) = request.filter(answered) {
+                // It was acknowledged, was held to this moment, and is not in the log: the application is owed word.
+                self.views[at].owed.insert(request);
+            }
             if same && lsn > stable {
                 self.violate("I3", format!("client {at} lets go of {lsn} of {of}; in {epoch} {stable} is stable"));
             } else if !same && of >= epoch {
@@ -481,6 +488,19 @@ impl Oracle {
                     self.violate(
                         "I6",
                         format!("client {at} was told that {request} is superseded, but it is in the log"),
+                    );
+                }
+            }
+        }
+        for (at, client) in clients.iter().enumerate().filter(|(_, client)| client.is_live()) {
+            for request in self.views[at].owed.clone() {
+                let told = |event: &ClientEvent| matches!(event, ClientEvent::Superseded { request: told, .. } if *told == request);
+                if !client.told.iter().any(told) {
+                    self.violate(
+                        "I10",
+                        format!(
+                            "client {at} held the acknowledged {request}, which is not in the log, and was not told"
+                        ),
                     );
                 }
             }

@@ -819,7 +819,10 @@ impl World {
     fn send_from_client(&mut self, at: usize, id: u64, mut message: ClientMessage) {
         if let ClientMessage::Frame(frame) = &mut message {
             let from = At::Client(at);
-            self.ghosts.insert((from, frame.epoch), Parcel::FromClient(ClientMessage::Frame(frame.clone())));
+            if frame.confirm > 0 {
+                let ghost = || Parcel::FromClient(ClientMessage::Frame(frame.clone()));
+                self.ghosts.entry((from, frame.epoch)).or_insert_with(ghost);
+            }
             if self.plan.queries_first && !frame.writes.is_empty() && !frame.queries.is_empty() {
                 let first = ClientFrame {
                     epoch: frame.epoch,
