@@ -337,7 +337,13 @@ impl CacheImage {
         let old: Vec<Request> = self.held.range(..present).map(|(_, _, request)| *request).collect();
         for request in old {
             let Some(command) = self.commands.get_mut(&request) else { continue };
-            if command.reply.is_some() {
+            let again = !rule::on(Rule::SupersededFinal)
+                && command.tag.is_some_and(|tag| verdict(reigns, tag.epoch, tag.lsn) == Verdict::Superseded);
+            if again && command.reply.take().is_some() {
+                command.tag = None;
+                self.unanswered_bytes += command.payload.len() as u64;
+                self.unanswered.insert(request);
+            } else if command.reply.is_some() {
                 self.forget(request);
             } else if rule::on(Rule::BackToInDoubt) {
                 command.tag = None;

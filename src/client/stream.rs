@@ -200,6 +200,9 @@ impl Client {
         if !self.is_session_epoch(epoch) {
             return;
         }
+        if !rule::on(Rule::ReleaseByEpoch) {
+            self.keep(CacheOp::Stable(epoch, stable));
+        }
         self.tell_lost(epoch, &reigns);
         if !self.image.welcomed {
             self.keep(CacheOp::Welcomed);

@@ -125,6 +125,8 @@ impl World {
                     self.admin(at, Admin::Promote { force: false, policy });
                 }
             }
+            Fault::Ghost => self.haunt(),
+            Fault::Split => self.split(),
             Fault::Stall => {
                 let at = self.dice.index(self.nodes.len());
                 self.nodes[at].stalled_until = self.now + self.dice.between(5_000, 150_000);
@@ -174,6 +176,23 @@ impl World {
         }
     }
 
+    /// The primary is cut off from the backup, which is promoted, and each client sees one of the two.
+    fn split(&mut self) {
+        let (Some(old), Some(new)) = (self.sovereign(), self.backup()) else { return };
+        let in_sync = self.nodes[new].disk.marks.as_ref().is_some_and(|marks| marks.in_sync);
+        if !in_sync || self.nodes[new].follows != Some(old) {
+            return;
+        }
+        let long = self.dice.between(50_000, 400_000);
+        self.block(At::Node(old), At::Node(new), long);
+        for client in 0..self.clients.len() {
+            let unseen = self.dice.pick(&[old, new]);
+            self.block(At::Client(client), At::Node(unseen), long);
+        }
+        let policy = self.plan.policy;
+        self.admin(new, Admin::Promote { force: false, policy });
+    }
+
     fn crash_for_a_while(&mut self, at: usize) {
         self.crash_node(at);
         self.nodes[at].down_until = self.now + self.dice.between(1_000, 150_000);
@@ -189,6 +208,14 @@ impl World {
             return;
         }
         self.lose(primary);
+        // Whatever else was primary once is not to come back either.
+        for at in 0..self.nodes.len() {
+            let minted =
+                self.nodes[at].disk.marks.as_ref().is_some_and(|marks| marks.promised.node == self.nodes[at].id);
+            if at != backup && (minted || self.nodes[at].founder) && !self.nodes[at].lost {
+                self.lose(at);
+            }
+        }
         let policy = self.plan.policy;
         if !marks.in_sync {
             self.oracle.on_forced();

@@ -310,11 +310,18 @@ impl Oracle {
         }
         let headers = before.headers.iter().filter(|place| !image.headers.contains_key(place));
         released.extend(headers.map(|(epoch, lsn)| (*epoch, *lsn, None)));
+        let answered = |request: &Request| {
+            before.commands.iter().any(|(known, command)| known == request && command.reply.is_some())
+        };
         for (of, lsn, request) in released {
             let record = self.record(epoch, lsn).filter(|record| record.entry.header.epoch == of);
             let same = record.is_some_and(|record| {
                 request.is_none_or(|request| record.entry.header.origin == Some(Origin { client, request }))
             });
+            if !same && let Some(request) = request.filter(answered) {
+                // It was acknowledged, was held to this moment, and is not in the log: the application is owed word.
+                self.views[at].owed.insert(request);
+            }
             if same && lsn > stable {
                 self.violate("I3", format!("client {at} lets go of {lsn} of {of}; in {epoch} {stable} is stable"));
             } else if !same && of >= epoch {
@@ -470,6 +477,34 @@ impl Oracle {
         for index in stale {
             self.check_lost_sight(clients, index);
         }
+        for (at, client) in clients.iter().enumerate() {
+            for event in &client.told {
+                let ClientEvent::Superseded { request, .. } = event else { continue };
+                let origin = Some(Origin { client: client.id, request: *request });
+                if log
+                    .iter()
+                    .any(|record| record.entry.header.origin == origin && record.entry.header.body == Body::Command)
+                {
+                    self.violate(
+                        "I6",
+                        format!("client {at} was told that {request} is superseded, but it is in the log"),
+                    );
+                }
+            }
+        }
+        for (at, client) in clients.iter().enumerate().filter(|(_, client)| client.is_live()) {
+            for request in self.views[at].owed.clone() {
+                let told = |event: &ClientEvent| matches!(event, ClientEvent::Superseded { request: told, .. } if *told == request);
+                if !client.told.iter().any(told) {
+                    self.violate(
+                        "I10",
+                        format!(
+                            "client {at} held the acknowledged {request}, which is not in the log, and was not told"
+                        ),
+                    );
+                }
+            }
+        }
         for at in 0..clients.len() {
             for (request, op) in self.views[at].ops.clone() {
                 let Some(done) = op.done else { continue };
@@ -543,7 +578,10 @@ impl Oracle {
     fn is_told(&self, clients: &[SimClient], at: usize, request: Option<Request>, epoch: Epoch) -> bool {
         clients[at].told.iter().any(|event| match event {
             ClientEvent::Superseded { request: told, .. } => Some(*told) == request,
-            ClientEvent::RolledBack { epoch: of, .. } => *of >= epoch,
+            // What was stable is not held any more, and only a forced promotion, or a `Local` service, loses it.
+            ClientEvent::RolledBack { epoch: of, .. } => {
+                *of >= epoch && (request.is_none() || self.forced || self.lowest == Level::Local)
+            }
             _ => false,
         })
     }

@@ -55,10 +55,10 @@ fn quiet_panics() {
     });
 }
 
-fn run(seed: u64, off: Option<Rule>, trace: bool) -> Outcome {
+fn run(seed: u64, off: Option<Rule>, bias: Option<Rule>, trace: bool) -> Outcome {
     rule::switch_off(off);
     let done = catch_unwind(AssertUnwindSafe(|| {
-        let mut world = World::new(seed, off, trace);
+        let mut world = World::new(seed, bias, trace);
         world.run();
         Outcome { violation: world.oracle.violation.take(), steps: world.steps, hopeless: world.hopeless }
     }));
@@ -85,7 +85,7 @@ fn search(seeds: std::ops::Range<u64>, off: Option<Rule>) -> (Option<(u64, &'sta
                     if seed >= stop.load(Ordering::Relaxed) {
                         return;
                     }
-                    let outcome = run(seed, off, false);
+                    let outcome = run(seed, off, off, false);
                     steps.fetch_add(outcome.steps, Ordering::Relaxed);
                     hopeless.fetch_add(u64::from(outcome.hopeless), Ordering::Relaxed);
                     if let Some((invariant, what)) = outcome.violation {
@@ -123,6 +123,28 @@ fn a_few_thousand_seeds() {
     check(0..2_000);
 }
 
+/// Without any one rule of the protocol something goes wrong, and is noticed.
+#[test]
+fn every_rule_is_needed() {
+    let only = rule_named("TAGALONG_RULE");
+    let limit = std::env::var("TAGALONG_LIMIT").map_or(20_000, |limit| limit.parse().unwrap());
+    let mut unnoticed = Vec::new();
+    println!("{:<24} {:>6}  violation", "rule", "seeds");
+    for rule in Rule::ALL.into_iter().filter(|rule| only.is_none_or(|only| only == *rule)) {
+        match search(0..limit, Some(rule)).0 {
+            Some((seed, invariant, what)) => {
+                let what: String = what.chars().take(120).collect();
+                println!("{:<24} {:>6}  {invariant}: {what}", format!("{rule:?}"), seed + 1);
+            }
+            None => {
+                println!("{:<24} {:>6}  none", format!("{rule:?}"), "-");
+                unnoticed.push(rule);
+            }
+        }
+    }
+    assert!(unnoticed.is_empty(), "nothing goes wrong without {unnoticed:?}");
+}
+
 /// `TAGALONG_SEEDS=0..10000`, or as many as an hour allows.
 #[test]
 #[ignore = "the long form"]
@@ -139,12 +161,13 @@ fn survey() {
     let Ok(seeds) = std::env::var("TAGALONG_SEEDS") else { return };
     let (from, to) = seeds.split_once("..").expect("TAGALONG_SEEDS=0..10000");
     let (from, to): (u64, u64) = (from.parse().unwrap(), to.parse().unwrap());
-    let off = rule_named();
+    let off = rule_named("TAGALONG_RULE");
+    let bias = rule_named("TAGALONG_LEAN").or(off);
     quiet_panics();
     let mut kinds: std::collections::BTreeMap<String, (u64, u64, String)> = std::collections::BTreeMap::new();
     let work = move || {
         for seed in from..to {
-            if let Some((invariant, what)) = run(seed, off, false).violation {
+            if let Some((invariant, what)) = run(seed, off, bias, false).violation {
                 let words = what.chars().filter(|c| !c.is_ascii_digit()).take(60).collect::<String>();
                 let kind = kinds.entry(format!("{invariant}: {words}")).or_insert((0, seed, what));
                 kind.0 += 1;
@@ -159,10 +182,11 @@ fn survey() {
     std::thread::Builder::new().name("sim-survey".to_owned()).stack_size(8 << 20).spawn(work).unwrap().join().unwrap();
 }
 
-fn rule_named() -> Option<Rule> {
-    std::env::var("TAGALONG_RULE").ok().map(|name| {
-        Rule::ALL.iter().copied().find(|rule| format!("{rule:?}") == name).expect("TAGALONG_RULE names a rule")
-    })
+/// A rule by its name: the one to switch off, or the one towards whose absence schedules lean.
+fn rule_named(variable: &str) -> Option<Rule> {
+    std::env::var(variable)
+        .ok()
+        .map(|name| Rule::ALL.iter().copied().find(|rule| format!("{rule:?}") == name).expect("the name of a rule"))
 }
 
 /// `TAGALONG_SEED=17`, and perhaps `TAGALONG_RULE=ReadEcho`: one run, with everything that happens.
@@ -170,10 +194,11 @@ fn rule_named() -> Option<Rule> {
 #[ignore = "shows one run"]
 fn replay() {
     let Ok(seed) = std::env::var("TAGALONG_SEED") else { return };
-    let off = rule_named();
+    let off = rule_named("TAGALONG_RULE");
+    let bias = rule_named("TAGALONG_LEAN").or(off);
     quiet_panics();
     let work = move || {
-        let outcome = run(seed.parse().unwrap(), off, true);
+        let outcome = run(seed.parse().unwrap(), off, bias, true);
         match outcome.violation {
             Some((invariant, what)) => println!("violates {invariant}: {what}"),
             None => println!("no violation in {} steps", outcome.steps),

@@ -76,6 +76,8 @@ pub struct ClientView {
     /// Headers and tags that died with the client.
     pub died_with: BTreeSet<(Epoch, Lsn)>,
     pub failed: bool,
+    /// Acknowledged, held, superseded: to be returned to the application.
+    pub owed: BTreeSet<Request>,
 }
 
 pub struct Oracle {

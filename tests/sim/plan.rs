@@ -44,9 +44,13 @@ pub enum Fault {
     Exclude,
     /// Promoting a backup that may not be in sync is tried.
     Promote,
+    /// Something between the processes delivers what it still had of a stream of an older epoch.
+    Ghost,
+    /// The backup is promoted though the primary lives, and each client sees one of them.
+    Split,
 }
 
-pub const FAULTS: [Fault; 17] = [
+pub const FAULTS: [Fault; 19] = [
     Fault::Break,
     Fault::HalfOpen,
     Fault::Partition,
@@ -64,6 +68,8 @@ pub const FAULTS: [Fault; 17] = [
     Fault::Resolve,
     Fault::Exclude,
     Fault::Promote,
+    Fault::Ghost,
+    Fault::Split,
 ];
 
 #[derive(Clone, Debug)]
@@ -96,6 +102,8 @@ pub struct Plan {
     /// Out of a hundred writes, how many ask for more than the lowest level.
     pub stable_writes: u64,
     pub policy: RecoveryPolicy,
+    /// Clients that send queries before what they send again, as the protocol allows.
+    pub queries_first: bool,
 }
 
 impl Plan {
@@ -176,6 +184,7 @@ impl Plan {
             odd_calls: dice.pick(&[0, 5, 15]),
             stable_writes: dice.pick(&[0, 10, 50]),
             policy,
+            queries_first: dice.percent(20),
         };
         if let Some(rule) = bias {
             plan.lean(rule, dice);
@@ -185,6 +194,85 @@ impl Plan {
 
     /// Leans towards the schedules in which a missing rule shows.
     fn lean(&mut self, rule: Rule, dice: &mut Dice) {
-        let _ = (rule, dice);
+        let short = |gaps| RecoveryPolicy::Conclude { gaps, soft_us: 15_000, hard_us: 40_000 };
+        match rule {
+            Rule::ReadEcho => {
+                self.faults = vec![Fault::Split];
+                self.primary.lowest = Level::Stable;
+                self.primary.suspend_after_us = 1_000_000;
+                self.backup_at = Some(0);
+                (self.queries, self.clients, self.calls) = (50, 4, 60);
+                (self.lan_us, self.wan_us) = ((50, 100), (50, 500));
+            }
+            Rule::UnknownEpochSuperseded => {
+                self.faults = vec![Fault::CrashPrimary, Fault::LosePrimary, Fault::CutLink];
+                self.primary.lowest = Level::Tagged;
+                self.backup_at = Some(dice.between(5_000, 40_000));
+                self.persistent = 100;
+                self.disk_us = (10, 8_000);
+            }
+            Rule::ReportEpoch => {
+                self.faults =
+                    vec![Fault::CrashPrimary, Fault::LosePrimary, Fault::CrashBoth, Fault::CrashClient, Fault::CutLink];
+                self.primary.lowest = Level::Tagged;
+                self.primary.log_before_send = false;
+                self.policy = short(GapPolicy::Stop);
+                self.primary.policy = self.policy;
+                self.backup_at = Some(0);
+                (self.stable_writes, self.clients, self.persistent) = (30, 5, 50);
+                self.fault_every = 10_000;
+            }
+            Rule::BackToBase => {
+                self.faults = vec![
+                    Fault::CrashPrimary,
+                    Fault::CrashPrimary,
+                    Fault::CrashBackup,
+                    Fault::LosePrimary,
+                    Fault::CutLink,
+                    Fault::CrashClient,
+                ];
+                self.primary.lowest = Level::Tagged;
+                self.primary.log_before_send = false;
+                self.policy = short(GapPolicy::Skip);
+                self.primary.policy = self.policy;
+                self.backup_at = Some(0);
+                self.primary.replication_window_bytes = 200;
+                (self.keys, self.clients, self.persistent) = (20, 5, 50);
+                self.fault_every = 10_000;
+                self.disk_us = (10, 8_000);
+            }
+            Rule::SupersededFinal | Rule::ReleaseByEpoch => {
+                let more = [Fault::LosePrimary, Fault::LosePrimary, Fault::Resolve, Fault::CutLink, Fault::CrashClient];
+                self.faults.extend(more);
+                self.primary.lowest = Level::Tagged;
+                self.backup_at = Some(0);
+                self.persistent = 50;
+            }
+            Rule::StreamEpoch => {
+                self.faults = vec![Fault::Ghost, Fault::Ghost, Fault::Ghost, Fault::CrashPrimary];
+                self.primary.lowest = Level::Tagged;
+                self.primary.suspend_after_us = 1_000_000;
+                self.backup_at = Some(0);
+                (self.queries, self.clients, self.calls, self.think_us) = (50, 5, 60, 2_000);
+                self.fault_every = 4_000;
+                (self.lan_us, self.wan_us) = ((50, 3_000), (30_000, 60_000));
+                self.client.confirm_delay_us = 100;
+            }
+            Rule::RefuseOldEpoch => {
+                self.faults = vec![Fault::Ghost, Fault::Ghost, Fault::CrashPrimary];
+                self.backup_at = Some(0);
+                self.fault_every = 10_000;
+            }
+            Rule::ManifestOwn => {
+                self.faults = vec![Fault::Break];
+                self.primary.lowest = Level::Tagged;
+                self.backup_at = Some(0);
+                (self.queries, self.clients, self.calls, self.think_us) = (50, 4, 60, 300);
+                self.fault_every = 3_000;
+                self.queries_first = true;
+                (self.lan_us, self.wan_us) = ((50, 3_000), (30_000, 60_000));
+            }
+            _ => {}
+        }
     }
 }

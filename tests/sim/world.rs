@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BinaryHeap};
 
 use bytes::Bytes;
 use tagalong::client::{ClientInput, ClientOutput};
-use tagalong::log::{Lsn, Time};
-use tagalong::message::{ClientMessage, NodeMessage};
+use tagalong::log::{Epoch, Lsn, Time};
+use tagalong::message::{ClientFrame, ClientMessage, NodeMessage, PrimaryMessage};
 use tagalong::node::{Admin, Conn, Input, NodeEvent, Output};
 use tagalong::rule::Rule;
 
@@ -58,6 +58,8 @@ pub struct World {
     /// The last node that could have gone on is lost.
     pub hopeless: bool,
     pub waiting_since: Option<u64>,
+    /// What was sent last in each epoch, by a client and to a backup.
+    pub ghosts: BTreeMap<(At, Epoch), Parcel>,
     serial: u64,
     pub steps: u64,
 }
@@ -90,6 +92,7 @@ impl World {
             converged: false,
             hopeless: false,
             waiting_since: None,
+            ghosts: BTreeMap::new(),
             serial: 0,
             steps: 0,
         };
@@ -297,6 +300,10 @@ impl World {
                 }
                 Output::ToBackup(conn, message) => {
                     self.oracle.on_sent_to_backup(&self.nodes, at, &message);
+                    let to = self.streams.get(&conn.0).map(|stream| stream.ends[0].at);
+                    if let (Some(to), PrimaryMessage::Append { epoch, .. }) = (to, &message) {
+                        self.ghosts.insert((to, *epoch), Parcel::FromPrimary(message.clone()));
+                    }
                     self.send(conn.0, At::Node(at), Parcel::FromPrimary(message));
                 }
                 Output::ToPrimary(conn, message) => {
@@ -461,6 +468,34 @@ impl World {
             if self.trace {
                 self.note(format!("  {from:?} -> {:?} [{id}] {}", stream.ends[side].at, brief(&parcel)));
             }
+            self.push(id, side, parcel);
+        }
+    }
+
+    /// What something in between still had of an older stream arrives on the present one.
+    pub fn haunt(&mut self) {
+        let ghosts: Vec<(At, Epoch)> = self.ghosts.keys().copied().collect();
+        if ghosts.is_empty() {
+            return;
+        }
+        let (of, epoch) = self.dice.pick(&ghosts);
+        let parcel = self.ghosts[&(of, epoch)].clone();
+        let newer = |at: usize| self.clients[at].core.as_ref().and_then(|core| core.attached()) > Some(epoch);
+        let link = |(_, stream): &(&u64, &Stream)| {
+            stream.ends[0].at == of && matches!(stream.ends[1].at, At::Node(_)) && !stream.ends[0].dead
+        };
+        let place = match of {
+            At::Client(at) if newer(at) => self.clients[at].session.map(|id| (id, 1)),
+            At::Client(_) => None,
+            At::Node(at) if self.nodes[at].disk.marks.as_ref().is_some_and(|marks| marks.promised > epoch) => {
+                self.streams.iter().find(link).map(|(id, _)| (*id, 0))
+            }
+            At::Node(_) => None,
+        };
+        if let Some((id, side)) = place.filter(|(id, side)| {
+            self.streams.get(id).is_some_and(|stream| stream.ends[*side].open && !stream.ends[*side].dead)
+        }) {
+            self.note(format!("a ghost of {epoch} for stream {id}: {}", brief(&parcel)));
             self.push(id, side, parcel);
         }
     }
@@ -735,7 +770,7 @@ impl World {
                     if matches!(message, ClientMessage::Attach(_)) {
                         self.clients[at].session = Some(conn.0);
                     }
-                    self.send(conn.0, At::Client(at), Parcel::FromClient(message));
+                    self.send_from_client(at, conn.0, message);
                 }
                 ClientOutput::Close(conn) => self.close(conn.0, At::Client(at)),
                 ClientOutput::Store(ops) => {
@@ -779,6 +814,26 @@ impl World {
                 }
             }
         }
+    }
+
+    fn send_from_client(&mut self, at: usize, id: u64, mut message: ClientMessage) {
+        if let ClientMessage::Frame(frame) = &mut message {
+            let from = At::Client(at);
+            if frame.confirm > 0 {
+                let ghost = || Parcel::FromClient(ClientMessage::Frame(frame.clone()));
+                self.ghosts.entry((from, frame.epoch)).or_insert_with(ghost);
+            }
+            if self.plan.queries_first && !frame.writes.is_empty() && !frame.queries.is_empty() {
+                let first = ClientFrame {
+                    epoch: frame.epoch,
+                    confirm: frame.confirm,
+                    queries: std::mem::take(&mut frame.queries),
+                    ..ClientFrame::default()
+                };
+                self.send(id, from, Parcel::FromClient(ClientMessage::Frame(first)));
+            }
+        }
+        self.send(id, At::Client(at), Parcel::FromClient(message));
     }
 
     fn end_client(&mut self, at: usize) {
