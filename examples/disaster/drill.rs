@@ -10,6 +10,7 @@
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
+use serde_json::Value;
 use tagalong::message::{NodeStatus, Role};
 use tagalong::node::RecoveryPolicy;
 
@@ -44,6 +45,9 @@ pub(crate) struct End {
     pub(crate) silent: bool,
 }
 
+/// The longest latency that is told apart from a longer one.
+const LATENCY_MAX_US: u64 = 3_600_000_000;
+
 /// When things happened, in microseconds of the journals' clock.
 #[derive(Clone, Copy, Debug, Default)]
 struct Moments {
@@ -60,6 +64,8 @@ struct Disaster {
     wire_bytes: u64,
     delta_entries: u64,
     delta_bytes: u64,
+    /// Entries past the backup's own log that the recovery put there.
+    rebuilt: u64,
     /// The number of the epoch that came of it.
     epoch: u64,
 }
@@ -101,6 +107,7 @@ pub(crate) async fn run(plan: Plan, source: &Source, end: End, quiet: bool) -> R
         promotion: since(moments.promoted),
         delta_entries: disaster.delta_entries,
         delta_bytes: disaster.delta_bytes,
+        rebuilt: disaster.rebuilt,
         wire_bytes: disaster.wire_bytes,
         files: source.files.len(),
         bytes: source.bytes(),
@@ -135,22 +142,23 @@ async fn bring_disaster(service: &mut Service, screen: &Screen, started: Instant
 
     moments.promoted = clock.now();
     service.backup.admin.promote(false, RecoveryPolicy::Wait).await?;
-    let epoch = await_recovery(service, screen, started).await?;
+    let opened = await_recovery(service, screen, started).await?;
+    let told = |what: &str| opened[what].as_u64().ok_or_else(|| format!("an opening without `{what}`"));
+    let rebuilt = told("start")?.saturating_sub(told("base")? + 1);
     // The cable is mended, long after: whoever hung on it learns that the other end is gone.
     service.link.close();
-    Ok(Disaster { moments, wire_bytes, delta_entries, delta_bytes, epoch })
+    Ok(Disaster { moments, wire_bytes, delta_entries, delta_bytes, rebuilt, epoch: told("epoch")? })
 }
 
-/// Watches the recovery until the backup is the primary; returns its epoch's number.
-async fn await_recovery(service: &mut Service, screen: &Screen, started: Instant) -> Result<u64> {
+/// Watches the recovery until the backup is the primary; returns what that says of it.
+async fn await_recovery(service: &mut Service, screen: &Screen, started: Instant) -> Result<Value> {
     let deadline = Instant::now() + RECOVERY;
     loop {
         service.check_clients()?;
         service.backup.process.check()?;
         let status = service.backup.admin.status().await?;
         if status.status.role == Role::Primary {
-            let opened = service.backup.expect("opened", Duration::from_secs(10)).await?;
-            return opened["epoch"].as_u64().ok_or_else(|| "an opening without an epoch".into());
+            return service.backup.expect("opened", Duration::from_secs(10)).await;
         }
         if Instant::now() > deadline {
             return Err(format!("the recovery was not through within {RECOVERY:?}: {}", describe(&status)).into());
@@ -216,7 +224,7 @@ pub(crate) async fn measure(plan: Plan, quiet: bool, title: &str) -> Result<Pace
 
 /// Latencies and throughput of what was issued and acknowledged between two moments.
 fn pace(journals: &[Journal], from: u64, upto: u64) -> Result<Pace> {
-    let mut latencies = Histogram::<u64>::new(3)?;
+    let mut latencies = Histogram::<u64>::new_with_max(LATENCY_MAX_US, 3)?;
     let lines = journals.iter().flat_map(|journal| &journal.lines);
     for line in lines {
         let Line::Acknowledged { at, latency, .. } = line else {
@@ -258,10 +266,11 @@ mod tests {
 
     #[test]
     fn only_what_began_and_ended_in_between_is_measured() {
-        let lines = vec![acknowledged(90, 50, 1), acknowledged(150, 20, 1), acknowledged(250, 10, 1)];
-        let pace = pace(&[Journal { client: 0, lines }], 100, 200).expect("a histogram");
-        assert_eq!((pace.p50_us, pace.p99_us), (20, 20));
-        assert!((pace.writes_per_s - 10_000.0).abs() < 1e-6);
+        let lines = vec![acknowledged(90, 50, 1), acknowledged(60_150, 60_000, 1), acknowledged(100_001, 10, 1)];
+        let pace = pace(&[Journal { client: 0, lines }], 100, 100_000).expect("a histogram");
+        let is_near = |us: u64| (59_900..=60_100).contains(&us);
+        assert!(is_near(pace.p50_us) && is_near(pace.p99_us), "{pace:?}");
+        assert!((pace.writes_per_s - 10.01).abs() < 0.01, "{pace:?}");
     }
 
     #[test]

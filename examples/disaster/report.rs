@@ -65,6 +65,8 @@ pub(crate) struct Row {
     /// Entries the backup lacked at the SIGKILL.
     pub(crate) delta_entries: u64,
     pub(crate) delta_bytes: u64,
+    /// Entries past the backup's own log that the recovery put there.
+    pub(crate) rebuilt: u64,
     /// Bytes that were on the wire to and from the backup when it was cut.
     pub(crate) wire_bytes: u64,
     pub(crate) files: usize,
@@ -102,6 +104,7 @@ impl Row {
             ("cut_before_ms", json!(setting.cut_before_ms)),
             ("delta_entries", json!(self.delta_entries)),
             ("delta_bytes", json!(self.delta_bytes)),
+            ("rebuilt_entries", json!(self.rebuilt)),
             ("wire_bytes", json!(self.wire_bytes)),
             ("reads", json!(v.reads)),
             ("unknown", json!(v.unknown)),
@@ -260,9 +263,10 @@ fn meaning(rows: &[Row]) -> String {
     if let Some(tagged) = find(Mode::Tagged) {
         let _ = writeln!(
             out,
-            "  tagged: a write took {} and the site's loss cost nothing: {} acknowledged writes, {} reads and {} files \
-             are there, in order, once.",
+            "  tagged: a write took {} and the site's loss cost nothing: the clients gave back {} entries, and {} \
+             acknowledged writes, {} reads and {} files are there, in order, once.",
             in_millis(tagged.pace.p50_us),
+            grouped(tagged.rebuilt),
             grouped(tagged.verdict.acked),
             grouped(tagged.verdict.reads),
             tagged.files
@@ -274,7 +278,8 @@ fn meaning(rows: &[Row]) -> String {
     if let Some(unsafe_row) = find(Mode::Async) {
         let _ = writeln!(
             out,
-            "  async: as fast, and {} acknowledged writes are gone{}.",
+            "  async: {} a write, and {} acknowledged writes are gone{}.",
+            in_millis(unsafe_row.pace.p50_us),
             grouped(unsafe_row.verdict.lost),
             if unsafe_row.different.is_empty() {
                 String::new()
@@ -299,6 +304,7 @@ mod tests {
             promotion: Some(Duration::from_millis(300)),
             delta_entries: 5,
             delta_bytes: 6,
+            rebuilt: 4,
             wire_bytes: 7,
             files: 3,
             bytes: 99,
