@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 use serde_json::Value;
+use tagalong::log::GapPolicy;
 use tagalong::message::{NodeStatus, Role};
 use tagalong::node::RecoveryPolicy;
 
@@ -18,7 +19,7 @@ use crate::Result;
 use crate::audit::audit;
 use crate::checker::check;
 use crate::journal::{Clock, Journal, Line};
-use crate::report::{Pace, Row, grouped};
+use crate::report::{Mode, Pace, Row, grouped};
 use crate::screen::Screen;
 use crate::service::{Plan, Service};
 use crate::source::Source;
@@ -33,6 +34,8 @@ const LOOK: Duration = Duration::from_millis(50);
 const STATUS: Duration = Duration::from_millis(500);
 /// A recovery may take this long.
 const RECOVERY: Duration = Duration::from_secs(120);
+/// So long the dead are waited for before they are given up.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// Clients may take this long to store what is left, and to be rid of all they hold.
 const DRAIN: Duration = Duration::from_secs(300);
 
@@ -43,6 +46,10 @@ pub(crate) struct End {
     pub(crate) cut_before: Duration,
     /// Whether the clients are cut off with it, and hear no farewell of the primary's kernel.
     pub(crate) silent: bool,
+    /// How many clients are killed with it.
+    pub(crate) deaths: usize,
+    /// Whether those come back, on their caches.
+    pub(crate) return_after: Option<Duration>,
 }
 
 /// The longest latency that is told apart from a longer one.
@@ -58,7 +65,7 @@ struct Moments {
 }
 
 /// What was seen of the disaster from outside.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Disaster {
     moments: Moments,
     wire_bytes: u64,
@@ -68,6 +75,8 @@ struct Disaster {
     rebuilt: u64,
     /// The number of the epoch that came of it.
     epoch: u64,
+    /// Sessions without which the recovery was concluded, by the names the report gives.
+    missing: Vec<String>,
 }
 
 /// Runs the drill.
@@ -86,11 +95,7 @@ pub(crate) async fn run(plan: Plan, source: &Source, end: End, quiet: bool) -> R
 
     screen.phase("stopping: the rest of the files, and everything stable");
     service.order("stop").await?;
-    let deadline = Instant::now() + DRAIN;
-    for client in &mut service.clients {
-        client.expect("finished", deadline.saturating_duration_since(Instant::now())).await?;
-        client.ended(crate::service::END).await?;
-    }
+    service.finish_clients(DRAIN).await?;
     screen.phase("checking every journal against what survived");
     let audit = audit(&service.backup.endpoint, source).await?;
     service.backup.finish().await?;
@@ -113,6 +118,7 @@ pub(crate) async fn run(plan: Plan, source: &Source, end: End, quiet: bool) -> R
         bytes: source.bytes(),
         different: audit.different,
         changed: audit.changed,
+        missing: disaster.missing,
     })
 }
 
@@ -136,18 +142,58 @@ async fn bring_disaster(service: &mut Service, screen: &Screen, started: Instant
     moments.killed = clock.now();
     service.primary.process.kill().await?;
     std::fs::remove_dir_all(&service.primary.folder)?;
+    service.kill_clients(end.deaths).await?;
     let (delta_entries, delta_bytes) = status.map_or((0, 0), |status| (status.delta_entries, status.delta_bytes));
     let delta = grouped(delta_entries);
     screen.phase(&format!("SIGKILL, folder deleted: {delta} entries were on the primary alone; promoting"));
 
     moments.promoted = clock.now();
     service.backup.admin.promote(false, RecoveryPolicy::Wait).await?;
+    if end.deaths > 0 {
+        await_the_dead(service, screen, started, end).await?;
+    }
     let opened = await_recovery(service, screen, started).await?;
     let told = |what: &str| opened[what].as_u64().ok_or_else(|| format!("an opening without `{what}`"));
     let rebuilt = told("start")?.saturating_sub(told("base")? + 1);
     // The cable is mended, long after: whoever hung on it learns that the other end is gone.
     service.link.close();
-    Ok(Disaster { moments, wire_bytes, delta_entries, delta_bytes, rebuilt, epoch: told("epoch")? })
+    let epoch = told("epoch")?;
+    let missing = opened["missing"].as_array().into_iter().flatten();
+    let missing = missing.filter_map(Value::as_str).map(|session| name_of(service, session)).collect();
+    Ok(Disaster { moments, wire_bytes, delta_entries, delta_bytes, rebuilt, epoch, missing })
+}
+
+/// What an operator calls a session.
+fn name_of(service: &Service, session: &str) -> String {
+    let client = service.clients.iter().find(|client| client.session == session);
+    client.map_or_else(|| format!("session {session}"), |client| format!("client {}", client.number))
+}
+
+/// Sees that nothing is concluded without the dead, and then brings them back, or gives them up.
+async fn await_the_dead(service: &mut Service, screen: &Screen, started: Instant, end: End) -> Result<()> {
+    let needs_all = service.plan.mode == Mode::Tagged;
+    let until = Instant::now() + end.return_after.unwrap_or(PATIENCE);
+    while Instant::now() < until {
+        let status = service.backup.admin.status().await?;
+        // Elsewhere than in tagged mode nobody has to be heard, and it may be over by now.
+        if status.status.role == Role::Primary && needs_all {
+            return Err("the recovery was concluded without the clients that were killed".into());
+        }
+        screen.at(started.elapsed(), describe(&status));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    if end.return_after.is_some() {
+        screen.phase("the killed clients come back, on their caches");
+        return service.revive_clients().await;
+    }
+    let status = service.backup.admin.status().await?;
+    let Some(recovery) = status.recovery.filter(|_| status.status.role != Role::Primary) else {
+        return Ok(());
+    };
+    let awaited: Vec<String> = recovery.awaited.iter().map(|session| name_of(service, &session.to_string())).collect();
+    let lost = recovery.lost_by_stop;
+    screen.phase(&format!("{} never came: concluding, {lost} entries will be lost", awaited.join(", ")));
+    Ok(service.backup.admin.resolve(GapPolicy::Stop).await?)
 }
 
 /// Watches the recovery until the backup is the primary; returns what that says of it.
@@ -214,10 +260,7 @@ pub(crate) async fn measure(plan: Plan, quiet: bool, title: &str) -> Result<Pace
     watch(&mut service, &screen, started, until, "measuring").await?;
     let end = clock.now();
     service.order("stop").await?;
-    let deadline = Instant::now() + DRAIN;
-    for client in &mut service.clients {
-        client.expect("finished", deadline.saturating_duration_since(Instant::now())).await?;
-    }
+    service.finish_clients(DRAIN).await?;
     // Nothing of it is wanted any more: the rest is killed.
     pace(&service.journals()?, measured, end)
 }

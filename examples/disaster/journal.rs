@@ -206,8 +206,15 @@ pub(crate) struct Journal {
 impl Journal {
     /// Reads a journal; one that is damaged or lacks its last line is an error.
     pub(crate) fn read(client: u64, path: &Path) -> io::Result<Journal> {
-        let wrong = |why: String| io::Error::new(io::ErrorKind::InvalidData, format!("{}: {why}", path.display()));
-        Journal::parse(client, &std::fs::read_to_string(path)?).map_err(wrong)
+        Journal::parse(client, &std::fs::read_to_string(path)?).map_err(|why| wrong(path, &why))
+    }
+
+    /// Reads the journal of a process that was killed: it ends anywhere, even in the middle of a line.
+    pub(crate) fn read_torn(client: u64, path: &Path) -> io::Result<Journal> {
+        let text = std::fs::read_to_string(path)?;
+        let whole = text.rfind('\n').map_or("", |end| &text[..=end]);
+        let acknowledged = whole.lines().filter(|line| line.starts_with('A')).count();
+        Journal::parse(client, &format!("{whole}. {acknowledged}\n")).map_err(|why| wrong(path, &why))
     }
 
     pub(crate) fn parse(client: u64, text: &str) -> Result<Journal, String> {
@@ -226,6 +233,10 @@ impl Journal {
         }
         Err("the last line is missing: the client did not come to its end".into())
     }
+}
+
+fn wrong(path: &Path, why: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("{}: {why}", path.display()))
 }
 
 #[cfg(test)]
@@ -266,6 +277,18 @@ mod tests {
         assert!(Journal::parse(0, &text).is_err(), "no last line");
         assert!(Journal::parse(0, &format!("{text}. 2\n")).is_err(), "an acknowledgement is missing");
         assert!(Journal::parse(0, &text.replacen("A 1", "A", 1)).is_err(), "a damaged line");
+    }
+
+    #[test]
+    fn the_journal_of_a_killed_process_ends_anywhere() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("journal");
+        let text: String = lines().iter().map(|line| format!("{line}\n")).collect();
+        for end in [0, 10, text.len() - 5, text.len()] {
+            std::fs::write(&path, &text[..end]).expect("a file");
+            let whole = text[..end].matches('\n').count();
+            assert_eq!(Journal::read_torn(3, &path).expect("a journal").lines, lines()[..whole]);
+        }
     }
 
     #[test]

@@ -74,6 +74,8 @@ pub(crate) struct Row {
     pub(crate) different: Vec<String>,
     /// Files that were changed on the disk while the drill ran.
     pub(crate) changed: usize,
+    /// Clients without which the recovery was concluded.
+    pub(crate) missing: Vec<String>,
 }
 
 impl Row {
@@ -119,6 +121,7 @@ impl Row {
             ("bytes", json!(self.bytes)),
             ("files_different", json!(self.different.len())),
             ("files_changed", json!(self.changed)),
+            ("missing_clients", json!(self.missing.len())),
             ("good", json!(self.is_good())),
         ];
         // By hand, for the order: a map would sort it.
@@ -241,6 +244,9 @@ fn remarks(row: &Row) -> String {
     if !more.is_empty() {
         let _ = writeln!(out, "  {name}: also {}", more.join(", "));
     }
+    if !row.missing.is_empty() {
+        let _ = writeln!(out, "  {name}: concluded without {}", row.missing.join(", "));
+    }
     if row.changed > 0 {
         let _ = writeln!(out, "  {name}: {} files were changed on the disk while the drill ran", row.changed);
     }
@@ -310,6 +316,7 @@ mod tests {
             bytes: 99,
             different: Vec::new(),
             changed: 0,
+            missing: Vec::new(),
         }
     }
 
