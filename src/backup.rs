@@ -81,6 +81,8 @@ pub struct Backup {
     executing: usize,
     /// The in-sync mark is durable.
     in_sync: bool,
+    /// The highest epoch that is promised durably: what others are told.
+    promised: Epoch,
     stable: Lsn,
     link: Option<Link>,
     primary_endpoint: String,
@@ -114,6 +116,7 @@ impl Backup {
         Ok(Self {
             settings,
             in_sync: marks.in_sync,
+            promised: marks.promised,
             marks,
             saves: 0,
             saved: 0,
@@ -159,7 +162,10 @@ impl Backup {
             }
             Input::MarksSaved(saved) => {
                 self.saved = self.saved.max(saved);
-                self.in_sync = self.in_sync || (self.marks.in_sync && self.saved == self.saves);
+                if self.saved == self.saves {
+                    self.in_sync = self.marks.in_sync;
+                    self.promised = self.marks.promised;
+                }
             }
             Input::Executed { replies, .. } => self.on_executed(replies, out),
             Input::Read { conn, records } => self.on_read(conn, records, out),
@@ -478,14 +484,15 @@ impl Backup {
     fn on_executed(&mut self, replies: Vec<Bytes>, out: &mut Vec<Output>) {
         let mut replies = replies.into_iter();
         for _ in 0..std::mem::take(&mut self.executing) {
-            let Some(record) = self.behind.pop_front() else {
+            let Some(record) = self.behind.front() else {
                 return;
             };
             let reply = (record.entry.header.body == Body::Command).then(|| replies.next().unwrap_or_default());
-            if let Err(error) = self.state.apply(&record, reply) {
+            if let Err(error) = self.state.apply(record, reply) {
                 self.fail(error, out);
                 return;
             }
+            self.behind.pop_front();
         }
     }
 
@@ -624,7 +631,7 @@ impl Backup {
             node: self.marks.node,
             domain: self.settings.domain.clone(),
             role: if self.failure.is_some() { Role::Stopped } else { Role::Backup },
-            epoch: self.marks.promised,
+            epoch: self.promised,
             endpoints: endpoints.into_iter().filter(|endpoint| !endpoint.is_empty()).collect(),
         }
     }

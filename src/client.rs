@@ -287,6 +287,7 @@ impl Client {
             }
         }
         self.check_flushes(out);
+        self.store(out);
         self.open_gate(out);
     }
 

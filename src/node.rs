@@ -128,7 +128,8 @@ pub enum Output {
         /// About how much.
         bytes_max: u64,
     },
-    /// Ask the state machine which of these it wants to keep although others are missing; report `Judged`.
+    /// Ask the state machine which of these it wants to keep although others are missing; report `Judged`. In order
+    /// with `Execute`, each answered, although the core may ask again before the answer comes.
     Judge {
         /// Candidates, in log order.
         entries: Vec<Entry>,

@@ -193,15 +193,20 @@ impl Primary {
         };
         follower.durable = follower.durable.max(durable);
         follower.echo_seen = follower.echo_seen.max(echo);
-        if in_sync && !follower.in_sync {
-            out.push(Output::Event(NodeEvent::InSync));
-        }
+        let granted = in_sync && !follower.in_sync;
         follower.in_sync |= in_sync;
         while follower.under_way.front().is_some_and(|(lsn, _)| *lsn <= durable) {
             follower.under_way_bytes -= follower.under_way.pop_front().map_or(0, |(_, cost)| cost);
         }
+        if granted {
+            out.push(Output::Event(NodeEvent::InSync));
+        }
         self.try_open(now, out);
         self.advance_stable(now, out);
+        if granted {
+            // Sessions may have waited for just that.
+            self.admit_waiting(now, out);
+        }
         self.release_reads();
         self.pump(out);
     }
@@ -302,7 +307,8 @@ impl Primary {
 
     /// Takes the attaching of a backup one step further.
     fn try_attach(&mut self, out: &mut Vec<Output>) {
-        if !matches!(self.phase, Phase::Open) {
+        // An orderly stop still has to be told by the backup that everything is there.
+        if !matches!(self.phase, Phase::Open | Phase::Stopping) {
             return;
         }
         let (epoch, head, stable) = (self.epoch, self.water.head(), self.water.stable());
@@ -312,7 +318,7 @@ impl Primary {
             return;
         };
         if target == Target::Own {
-            if follower.sent == head && !self.config_proposed {
+            if follower.sent == head && !self.config_proposed && matches!(self.phase, Phase::Open) {
                 self.config_proposed = true;
                 let body = Body::Config(Target::Backup(follower.node));
                 self.proposals.push_back(Proposal { client: None, body });

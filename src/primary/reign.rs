@@ -93,12 +93,11 @@ impl Primary {
         out: &mut Vec<Output>,
     ) -> Result<Self> {
         settings.validate()?;
-        let own = Target::Backup(marks.node);
-        // A takeover that did not conclude: the log still names this node as somebody's backup.
-        let takeover = state.target() == own;
+        let started = state.epoch() != Epoch::ZERO;
+        // A takeover that did not conclude: the log's last reign is still another node's.
+        let takeover = started && state.epoch().node != marks.node;
         let target = if takeover { Target::Own } else { state.target() };
         let clean = marks.clean == Some(state.end());
-        let started = state.epoch() != Epoch::ZERO;
         let beginning = Beginning {
             target,
             complete: clean || !started || state.start().log_before_send && !takeover,

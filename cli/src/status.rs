@@ -1,0 +1,314 @@
+//! What nodes are doing, for people and as JSON.
+//!
+//! The JSON form is one object a node and look, on a line of its own. Its field names are stable; LSN ranges are
+//! inclusive on both sides there and on the screen, ids are hex strings.
+
+use std::fmt::Write;
+use std::io::IsTerminal;
+use std::ops::Range;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Args;
+use serde_json::{Value, json};
+use tagalong::log::{Epoch, Lsn, Target};
+use tagalong::message::{NodeStatus, RecoveryStatus, Role, SessionStatus};
+use tagalong::{AdminClient, Error, ErrorKind, Result};
+
+use crate::{parse_endpoint, parse_seconds, print};
+
+#[derive(Args)]
+pub(crate) struct StatusArgs {
+    /// The nodes.
+    #[arg(required = true, value_name = "ENDPOINT", value_parser = parse_endpoint)]
+    endpoints: Vec<String>,
+    /// Look again and again, until interrupted.
+    #[arg(long)]
+    watch: bool,
+    /// Seconds between looks.
+    #[arg(long, value_name = "S", default_value = "1", value_parser = parse_seconds)]
+    every: Duration,
+    /// One JSON object a node and look, each on a line.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) async fn status(args: StatusArgs) -> Result<ExitCode> {
+    loop {
+        let mut looks = Vec::new();
+        // Side by side: a node that is gone takes its time to say so.
+        for endpoint in args.endpoints.clone() {
+            looks.push(tokio::spawn(async move { AdminClient::connect(&endpoint).await?.status().await }));
+        }
+        let mut text = String::new();
+        let mut all = true;
+        for (endpoint, look) in args.endpoints.iter().zip(looks) {
+            let look = look.await.map_err(|error| Error::new(tagalong::Code::Unavailable, error.to_string()))?;
+            all &= look.is_ok();
+            text += &match look {
+                Ok(status) if args.json => format!("{}\n", to_json(endpoint, &status)),
+                Err(error) if args.json => format!("{}\n", json!({"endpoint": endpoint, "error": error_json(&error)})),
+                Ok(status) => to_text(endpoint, &status),
+                Err(error) => format!("{endpoint}  cannot be reached\n  {error}\n"),
+            };
+        }
+        if args.watch && !args.json && std::io::stdout().is_terminal() {
+            // Home, and clear what is below.
+            text.insert_str(0, "\x1b[H\x1b[J");
+        }
+        print(text);
+        if !args.watch {
+            return Ok(if all { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        }
+        tokio::time::sleep(args.every.max(Duration::from_millis(50))).await;
+    }
+}
+
+fn role(role: Role) -> &'static str {
+    match role {
+        Role::Backup => "backup",
+        Role::Recovering => "recovering",
+        Role::Primary => "primary",
+        Role::Deposed => "deposed",
+        Role::Stopped => "stopped",
+        _ => "unknown",
+    }
+}
+
+fn error_json(error: &Error) -> Value {
+    let kind = match error.kind() {
+        ErrorKind::Retry => "retry",
+        ErrorKind::Rediscover => "rediscover",
+        ErrorKind::BackOff => "back-off",
+        ErrorKind::FixCall => "fix-call",
+        _ => "report",
+    };
+    json!({"code": format!("{:?}", error.code()), "kind": kind, "message": error.message()})
+}
+
+fn epoch_json(epoch: Epoch) -> Value {
+    json!({"generation": epoch.generation, "number": epoch.number, "node": epoch.node.to_string()})
+}
+
+fn range_json(range: &Range<Lsn>) -> Value {
+    json!({"first": range.start.0, "last": range.end.prev().0})
+}
+
+fn ids<T: ToString>(ids: &[T]) -> Vec<String> {
+    ids.iter().map(T::to_string).collect()
+}
+
+fn session_json(session: &SessionStatus) -> Value {
+    json!({
+        "client": session.client.to_string(),
+        "domain": session.domain,
+        "state": session.state,
+        "connected": session.connected,
+        "last": session.last.0,
+        "held_entries": session.held_entries,
+        "held_bytes": session.held_bytes,
+    })
+}
+
+fn recovery_json(recovery: &RecoveryStatus) -> Value {
+    json!({
+        "phase": recovery.phase,
+        "base": recovery.base.0,
+        "observed": recovery.observed.0,
+        "known": recovery.known.0,
+        "reported": recovery.reported,
+        "roster": recovery.roster,
+        "awaited": ids(&recovery.awaited),
+        "pulled_bytes": recovery.pulled_bytes,
+        "wanted_bytes": recovery.wanted_bytes,
+        "missing": recovery.missing.iter().map(range_json).collect::<Vec<_>>(),
+        "lost_by_stop": recovery.lost_by_stop,
+        "conflict": recovery.conflict.as_ref().map(error_json),
+        "accused": ids(&recovery.accused),
+    })
+}
+
+fn to_json(endpoint: &str, node: &NodeStatus) -> Value {
+    let status = &node.status;
+    let target = match node.target {
+        Target::Own => json!("own"),
+        Target::Backup(node) => json!({"backup": node.to_string()}),
+        _ => Value::Null,
+    };
+    json!({
+        "endpoint": endpoint,
+        "role": role(status.role),
+        "epoch": epoch_json(status.epoch),
+        "cluster": status.cluster.to_string(),
+        "group": status.group.to_string(),
+        "node": status.node.to_string(),
+        "domain": status.domain,
+        "endpoints": status.endpoints,
+        "head": node.head.0,
+        "logged": node.logged.0,
+        "stable": node.stable.0,
+        "target": target,
+        "in_sync": node.in_sync,
+        "connected": node.connected,
+        "delta": {"entries": node.delta_entries, "bytes": node.delta_bytes, "age_us": node.delta_age_us},
+        "waiting_writes": node.waiting_writes,
+        "sessions": node.sessions.iter().map(session_json).collect::<Vec<_>>(),
+        "recovery": node.recovery.as_ref().map(recovery_json),
+        "failure": node.failure.as_ref().map(error_json),
+    })
+}
+
+fn bytes(count: u64) -> String {
+    let units = ["KiB", "MiB", "GiB", "TiB"];
+    let mut rest = count / 1024;
+    let mut tenths = (count % 1024) * 10 / 1024;
+    for unit in units {
+        if rest == 0 {
+            break;
+        }
+        if rest < 1024 || unit == "TiB" {
+            return format!("{rest}.{tenths} {unit}");
+        }
+        tenths = (rest % 1024) * 10 / 1024;
+        rest /= 1024;
+    }
+    format!("{count} B")
+}
+
+fn age(micros: u64) -> String {
+    match micros {
+        0..1_000 => format!("{micros} µs"),
+        1_000..1_000_000 => format!("{} ms", micros / 1_000),
+        _ => format!("{}.{} s", micros / 1_000_000, micros / 100_000 % 10),
+    }
+}
+
+fn plural(count: u64, one: &str, many: &str) -> String {
+    format!("{count} {}", if count == 1 { one } else { many })
+}
+
+/// LSN ranges as people write them, and how many LSNs they are.
+fn ranges(ranges: &[Range<Lsn>]) -> String {
+    let one = |range: &Range<Lsn>| match (range.start, range.end.prev()) {
+        (first, last) if first == last => first.to_string(),
+        (first, last) => format!("{first}-{last}"),
+    };
+    let count = ranges.iter().map(|range| range.end.0.saturating_sub(range.start.0)).sum();
+    let listed: Vec<String> = ranges.iter().take(16).map(one).collect();
+    let more = if ranges.len() > 16 { ", ..." } else { "" };
+    format!("{}{more} ({})", listed.join(", "), plural(count, "entry", "entries"))
+}
+
+/// A recovery in one line.
+pub(crate) fn summary(recovery: &RecoveryStatus) -> String {
+    let mut text = format!("{}: {} of {} sessions reported", recovery.phase, recovery.reported, recovery.roster);
+    if !recovery.awaited.is_empty() {
+        let _ = write!(text, "; awaited: {}", ids(&recovery.awaited).join(" "));
+    }
+    if recovery.wanted_bytes > 0 {
+        let _ = write!(text, "; {} of {} pulled", bytes(recovery.pulled_bytes), bytes(recovery.wanted_bytes));
+    }
+    if !recovery.missing.is_empty() {
+        let _ = write!(text, "; missing: {}", ranges(&recovery.missing));
+    }
+    if let Some(conflict) = &recovery.conflict {
+        let _ = write!(text, "; {conflict}; accused: {}", ids(&recovery.accused).join(" "));
+    }
+    text
+}
+
+fn to_text(endpoint: &str, node: &NodeStatus) -> String {
+    let status = &node.status;
+    let mut text = format!("{endpoint}  {} in epoch {}, domain {}\n", role(status.role), status.epoch, status.domain);
+    let mut line = |name: &str, value: String| {
+        let _ = writeln!(text, "  {name:<9}{value}");
+    };
+    if let Some(failure) = &node.failure {
+        line("failure", failure.to_string());
+    }
+    line("identity", format!("node {}, cluster {}, group {}", status.node, status.cluster, status.group));
+    let linked = match (node.connected, node.in_sync) {
+        (true, true) => "connected, in sync",
+        (true, false) => "connected, not in sync",
+        (false, true) => "in sync, not connected",
+        (false, false) => "not connected",
+    };
+    let peer = match (status.role, node.target) {
+        (Role::Backup, _) => format!("; the primary is {}", linked.replace(", in sync", ", this node in sync")),
+        (_, Target::Own) => String::from("; stable is what the own disk has"),
+        // A takeover that has not concluded yet: the log still names this node as somebody's backup.
+        (_, Target::Backup(node)) if node == status.node => String::new(),
+        (_, Target::Backup(node)) => format!("; stable is what backup {node} has: {linked}"),
+        _ => String::new(),
+    };
+    line("log", format!("head {}, logged {}, stable {}{peer}", node.head, node.logged, node.stable));
+    let behind = if status.role == Role::Backup { " not applied yet" } else { "" };
+    let mut delta = format!("{}{behind}, {}", plural(node.delta_entries, "entry", "entries"), bytes(node.delta_bytes));
+    if node.delta_entries > 0 {
+        let _ = write!(delta, ", the oldest {} old", age(node.delta_age_us));
+    }
+    if node.waiting_writes > 0 {
+        let _ = write!(delta, "; {} for room", plural(node.waiting_writes, "write waits", "writes wait"));
+    }
+    line("delta", delta);
+    if let Some(recovery) = &node.recovery {
+        for (name, value) in recovery_lines(recovery, &node.sessions) {
+            line(name, value);
+        }
+    }
+    let count = |state: &str| node.sessions.iter().filter(|session| session.state == state).count();
+    line("sessions", format!("{} on, {} suspended, {} absent", count("on"), count("suspended"), count("absent")));
+    for session in &node.sessions {
+        let place = if session.connected { "connected" } else { "away" };
+        let client = session.client.to_string();
+        let _ = write!(text, "    {client:<32}  {:<9}  {place:<9}  {}", session.state, session.domain);
+        let held = plural(session.held_entries, "entry", "entries");
+        if session.held_entries > 0 {
+            let _ = write!(text, "  holds {held}, {}", bytes(session.held_bytes));
+        }
+        text.push('\n');
+    }
+    text
+}
+
+fn recovery_lines(recovery: &RecoveryStatus, sessions: &[SessionStatus]) -> Vec<(&'static str, String)> {
+    let mut lines = Vec::new();
+    let known = format!("observed up to {}, headers known up to {}", recovery.observed, recovery.known);
+    lines.push(("recovery", format!("{} above {}; {known}", recovery.phase, recovery.base)));
+    let mut reported = format!("{} of {} sessions", recovery.reported, recovery.roster);
+    if recovery.wanted_bytes > 0 {
+        let _ = write!(reported, "; {} of {} pulled", bytes(recovery.pulled_bytes), bytes(recovery.wanted_bytes));
+    }
+    lines.push(("reported", reported));
+    for client in &recovery.awaited {
+        let domain = sessions.iter().find(|session| session.client == *client).map(|session| session.domain.as_str());
+        lines.push(("awaited", format!("{client} in {}", domain.unwrap_or("an unknown domain"))));
+    }
+    if !recovery.missing.is_empty() {
+        lines.push(("missing", ranges(&recovery.missing)));
+    }
+    if recovery.lost_by_stop > 0 {
+        let lost = plural(recovery.lost_by_stop, "known or observed entry", "known or observed entries");
+        lines.push(("resolve", format!("with stop, {lost} would be lost now")));
+    }
+    if let Some(conflict) = &recovery.conflict {
+        lines.push(("conflict", conflict.to_string()));
+        lines.push(("accused", ids(&recovery.accused).join(" ")));
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_read_as_people_write_them() {
+        assert_eq!([0, 1023, 1024, 1536].map(bytes), ["0 B", "1023 B", "1.0 KiB", "1.5 KiB"]);
+        assert_eq!([3 << 20, (5 << 30) + (1 << 29)].map(bytes), ["3.0 MiB", "5.5 GiB"]);
+        assert_eq!(bytes(u64::MAX), "16777215.9 TiB");
+        assert_eq!([999, 1_000, 1_500_000].map(age), ["999 µs", "1 ms", "1.5 s"]);
+        assert_eq!(ranges(&[Lsn(4)..Lsn(5), Lsn(7)..Lsn(10)]), "4, 7-9 (4 entries)");
+        assert_eq!(ranges(std::slice::from_ref(&(Lsn(4)..Lsn(5)))), "4 (1 entry)");
+    }
+}
