@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
+use tagalong::client::ClientEvent;
 use tagalong::log::Request;
 use tagalong::net::ClientEvents;
 use tagalong::store::file::{FileCache, FileCacheOptions};
@@ -209,11 +210,7 @@ impl Load {
                 Some(read) = self.reads.join_next() => self.on_read(read?)?,
                 order = orders.recv() => stopping |= order.is_none_or(|order| order == "stop"),
                 event = self.events.next(), if !deaf => match event {
-                    Some(event) => {
-                        let (at, text) = (self.clock.now(), format!("{event:?}"));
-                        eprintln!("{at} {text}");
-                        self.scribe.note(&Line::Event { at, text })?;
-                    }
+                    Some(event) => self.on_event(&event)?,
                     None => deaf = true,
                 },
                 _ = progress.tick() => {
@@ -326,6 +323,17 @@ impl Load {
             Ok(None) => return Err(format!("read {number} was answered with nonsense").into()),
             Err(error) => Line::Unanswered { number, at, why: error.to_string() },
         };
+        self.scribe.note(&line)?;
+        Ok(())
+    }
+
+    fn on_event(&mut self, event: &ClientEvent) -> Result<()> {
+        let at = self.clock.now();
+        let line = match event {
+            ClientEvent::Superseded { request, .. } => Line::Returned { serial: request.0, at },
+            other => Line::Event { at, text: format!("{other:?}") },
+        };
+        eprintln!("{line}");
         self.scribe.note(&line)?;
         Ok(())
     }

@@ -159,7 +159,8 @@ async fn bring_disaster(service: &mut Service, screen: &Screen, started: Instant
     service.link.close();
     let epoch = told("epoch")?;
     let missing = opened["missing"].as_array().into_iter().flatten();
-    let missing = missing.filter_map(Value::as_str).map(|session| name_of(service, session)).collect();
+    let mut missing: Vec<_> = missing.filter_map(Value::as_str).map(|session| name_of(service, session)).collect();
+    missing.sort_by_key(|name| (name.len(), name.clone()));
     Ok(Disaster { moments, wire_bytes, delta_entries, delta_bytes, rebuilt, epoch, missing })
 }
 

@@ -9,6 +9,7 @@
 //! Q number at KEY                              about to be asked
 //! R number at index chain version length crc   answered
 //! N number at WHY                              not answered
+//! S serial at                                  acknowledged before, and given back: it did not survive
 //! E at TEXT                                    an event of the library
 //! . acknowledged                               the last line: without it the journal is not whole
 //! ```
@@ -64,6 +65,7 @@ pub(crate) enum Line {
     Asked { number: u64, at: u64, key: String },
     Answered { number: u64, at: u64, index: u64, chain: u64, version: u64, length: u64, crc: u32 },
     Unanswered { number: u64, at: u64, why: String },
+    Returned { serial: u64, at: u64 },
     Event { at: u64, text: String },
 }
 
@@ -108,6 +110,7 @@ impl fmt::Display for Line {
                 write!(f, "R {number} {at} {index} {chain} {version} {length} {crc}")
             }
             Line::Unanswered { number, at, why } => write!(f, "N {number} {at} {}", flat(why)),
+            Line::Returned { serial, at } => write!(f, "S {serial} {at}"),
             Line::Event { at, text } => write!(f, "E {at} {}", flat(text)),
         }
     }
@@ -164,6 +167,7 @@ fn parse(line: &str) -> Option<Line> {
             let (length, crc) = (words.take()?, words.take()?);
             Line::Answered { number: first, at, index, chain, version, length, crc }
         }
+        "S" => Line::Returned { serial: first, at },
         "N" => Line::Unanswered { number: first, at, why: words.text()?.into() },
         _ => return None,
     })
@@ -254,6 +258,7 @@ mod tests {
             Line::Asked { number: 1, at: 22, key: "list/1".into() },
             Line::Answered { number: 1, at: 23, index: 5, chain: 6, version: 7, length: 8, crc: 9 },
             Line::Unanswered { number: 2, at: 24, why: "Deadline: it took too long".into() },
+            Line::Returned { serial: 1, at: 25 },
             Line::Event { at: 25, text: "attached in 2@1".into() },
         ]
     }

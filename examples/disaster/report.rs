@@ -109,6 +109,7 @@ impl Row {
             ("rebuilt_entries", json!(self.rebuilt)),
             ("wire_bytes", json!(self.wire_bytes)),
             ("reads", json!(v.reads)),
+            ("returned", json!(v.returned)),
             ("unknown", json!(v.unknown)),
             ("displaced", json!(v.displaced)),
             ("reordered", json!(v.reordered)),
@@ -229,6 +230,9 @@ pub(crate) fn picture(rows: &[Row], setting: &Setting) -> String {
     out
 }
 
+/// Files that differ are named up to so many.
+const DIFFERENT_MAX: usize = 3;
+
 /// What a row has to say beside its figures.
 fn remarks(row: &Row) -> String {
     let mut out = String::new();
@@ -245,14 +249,22 @@ fn remarks(row: &Row) -> String {
         let _ = writeln!(out, "  {name}: also {}", more.join(", "));
     }
     if !row.missing.is_empty() {
-        let _ = writeln!(out, "  {name}: concluded without {}", row.missing.join(", "));
+        let (lost, returned) = (grouped(row.verdict.lost), grouped(row.verdict.returned));
+        let _ = writeln!(
+            out,
+            "  {name}: concluded without {}; of {lost} lost writes {returned} were given back to clients that live",
+            row.missing.join(", ")
+        );
     }
     if row.changed > 0 {
         let _ = writeln!(out, "  {name}: {} files were changed on the disk while the drill ran", row.changed);
     }
     if row.mode.promises() {
-        for example in row.verdict.examples.iter().chain(&row.different) {
+        for example in row.verdict.examples.iter().chain(row.different.iter().take(DIFFERENT_MAX)) {
             let _ = writeln!(out, "  {name}: {example}");
+        }
+        if row.different.len() > DIFFERENT_MAX {
+            let _ = writeln!(out, "  {name}: and {} more files", row.different.len() - DIFFERENT_MAX);
         }
     }
     out
@@ -261,6 +273,11 @@ fn remarks(row: &Row) -> String {
 /// One or two sentences.
 fn meaning(rows: &[Row]) -> String {
     let find = |mode| rows.iter().find(|row| row.mode == mode);
+    let gave_up = |row: &&Row| !row.missing.is_empty() && !row.is_good();
+    if let Some(row) = rows.iter().find(gave_up) {
+        let name = row.mode.name();
+        return format!("  NOT KEPT: {name} keeps what clients hold that live, or come back; these did not.\n");
+    }
     let broken: Vec<&str> = rows.iter().filter(|row| !row.is_good()).map(|row| row.mode.name()).collect();
     if !broken.is_empty() {
         return format!("  FAILED: {} did not keep what it promises.\n", broken.join(" and "));
