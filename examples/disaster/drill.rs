@@ -55,6 +55,9 @@ pub(crate) struct End {
 /// The longest latency that is told apart from a longer one.
 const LATENCY_MAX_US: u64 = 3_600_000_000;
 
+/// Phases of a recovery in order, with the time they took.
+type Phases = Vec<(String, Duration)>;
+
 /// When things happened, in microseconds of the journals' clock.
 #[derive(Clone, Copy, Debug, Default)]
 struct Moments {
@@ -77,6 +80,8 @@ struct Disaster {
     epoch: u64,
     /// Sessions without which the recovery was concluded, by the names the report gives.
     missing: Vec<String>,
+    /// What the recovery was doing, and for how long, as far as looking now and then can tell.
+    phases: Phases,
 }
 
 /// Runs the drill.
@@ -119,6 +124,7 @@ pub(crate) async fn run(plan: Plan, source: &Source, end: End, quiet: bool) -> R
         different: audit.different,
         changed: audit.changed,
         missing: disaster.missing,
+        phases: disaster.phases,
     })
 }
 
@@ -152,7 +158,7 @@ async fn bring_disaster(service: &mut Service, screen: &Screen, started: Instant
     if end.deaths > 0 {
         await_the_dead(service, screen, started, end).await?;
     }
-    let opened = await_recovery(service, screen, started).await?;
+    let (opened, phases) = await_recovery(service, screen, started).await?;
     let told = |what: &str| opened[what].as_u64().ok_or_else(|| format!("an opening without `{what}`"));
     let rebuilt = told("start")?.saturating_sub(told("base")? + 1);
     // The cable is mended, long after: whoever hung on it learns that the other end is gone.
@@ -161,7 +167,7 @@ async fn bring_disaster(service: &mut Service, screen: &Screen, started: Instant
     let missing = opened["missing"].as_array().into_iter().flatten();
     let mut missing: Vec<_> = missing.filter_map(Value::as_str).map(|session| name_of(service, session)).collect();
     missing.sort_by_key(|name| (name.len(), name.clone()));
-    Ok(Disaster { moments, wire_bytes, delta_entries, delta_bytes, rebuilt, epoch, missing })
+    Ok(Disaster { moments, wire_bytes, delta_entries, delta_bytes, rebuilt, epoch, missing, phases })
 }
 
 /// What an operator calls a session.
@@ -197,16 +203,28 @@ async fn await_the_dead(service: &mut Service, screen: &Screen, started: Instant
     Ok(service.backup.admin.resolve(GapPolicy::Stop).await?)
 }
 
-/// Watches the recovery until the backup is the primary; returns what that says of it.
-async fn await_recovery(service: &mut Service, screen: &Screen, started: Instant) -> Result<Value> {
+/// Watches the recovery until the backup is the primary; returns what that says of it, and how long the phases took.
+async fn await_recovery(service: &mut Service, screen: &Screen, started: Instant) -> Result<(Value, Phases)> {
     let deadline = Instant::now() + RECOVERY;
+    let mut phases = Phases::new();
+    let mut looked = Instant::now();
     loop {
         service.check_clients()?;
         service.backup.process.check()?;
         let status = service.backup.admin.status().await?;
         if status.status.role == Role::Primary {
-            return service.backup.expect("opened", Duration::from_secs(10)).await;
+            let opened = service.backup.expect("opened", Duration::from_secs(10)).await?;
+            return Ok((opened, phases));
         }
+        let phase = status.recovery.as_ref().map_or("opening", |recovery| recovery.phase.as_str());
+        if phases.last().is_none_or(|(last, _)| last != phase) {
+            phases.push((phase.to_owned(), Duration::ZERO));
+        }
+        let now = Instant::now();
+        if let Some((_, time)) = phases.last_mut() {
+            *time += now - looked;
+        }
+        looked = now;
         if Instant::now() > deadline {
             return Err(format!("the recovery was not through within {RECOVERY:?}: {}", describe(&status)).into());
         }

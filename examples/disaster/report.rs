@@ -76,6 +76,8 @@ pub(crate) struct Row {
     pub(crate) changed: usize,
     /// Clients without which the recovery was concluded.
     pub(crate) missing: Vec<String>,
+    /// What the recovery was doing, and for how long.
+    pub(crate) phases: Vec<(String, Duration)>,
 }
 
 impl Row {
@@ -89,6 +91,8 @@ impl Row {
     pub(crate) fn json(&self, setting: &Setting) -> String {
         let millis = |time: Option<Duration>| time.map_or(Value::Null, |time| json!(tenth(time.as_secs_f64() * 1e3)));
         let v = &self.verdict;
+        let phases: Vec<Value> =
+            self.phases.iter().map(|(phase, time)| json!([phase, tenth(time.as_secs_f64() * 1e3)])).collect();
         let first = [
             ("mode", json!(self.mode.name())),
             ("rtt_ms", json!(setting.rtt_ms)),
@@ -102,6 +106,7 @@ impl Row {
             ("duplicated", json!(v.duplicated)),
             ("recovery_ms", millis(self.recovery)),
             ("promotion_ms", millis(self.promotion)),
+            ("phases_ms", json!(phases)),
             ("client_rtt_ms", json!(setting.client_rtt_ms)),
             ("cut_before_ms", json!(setting.cut_before_ms)),
             ("delta_entries", json!(self.delta_entries)),
@@ -334,6 +339,7 @@ mod tests {
             different: Vec::new(),
             changed: 0,
             missing: Vec::new(),
+            phases: Vec::new(),
         }
     }
 
