@@ -30,6 +30,8 @@ const WARM_UP: Duration = Duration::from_millis(500);
 const AFTERWARDS: Duration = Duration::from_secs(1);
 /// How often the parent looks.
 const LOOK: Duration = Duration::from_millis(50);
+/// How often it looks at a recovery: first, and at most.
+const LOOKS: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(320));
 /// A status that does not come within this is done without.
 const STATUS: Duration = Duration::from_millis(500);
 /// A recovery may take this long.
@@ -206,30 +208,29 @@ async fn await_the_dead(service: &mut Service, screen: &Screen, started: Instant
 /// Watches the recovery until the backup is the primary; returns what that says of it, and how long the phases took.
 async fn await_recovery(service: &mut Service, screen: &Screen, started: Instant) -> Result<(Value, Phases)> {
     let deadline = Instant::now() + RECOVERY;
-    let mut phases = Phases::new();
-    let mut looked = Instant::now();
+    let (mut phases, mut looked, mut pause) = (Phases::new(), Instant::now(), LOOKS.0);
     loop {
         service.check_clients()?;
-        service.backup.process.check()?;
-        let status = service.backup.admin.status().await?;
-        if status.status.role == Role::Primary {
-            let opened = service.backup.expect("opened", Duration::from_secs(10)).await?;
+        // A look makes the node count what is missing: the longer it takes, the less often.
+        let opened = service.backup.process.hear("opened", pause).await?;
+        let (now, past) = (Instant::now(), looked);
+        looked = now;
+        if let Some((_, time)) = phases.last_mut() {
+            *time += now - past;
+        }
+        if let Some(opened) = opened {
             return Ok((opened, phases));
+        }
+        pause = (pause * 2).min(LOOKS.1);
+        let status = service.backup.admin.status().await?;
+        if now > deadline {
+            return Err(format!("the recovery was not through within {RECOVERY:?}: {}", describe(&status)).into());
         }
         let phase = status.recovery.as_ref().map_or("opening", |recovery| recovery.phase.as_str());
         if phases.last().is_none_or(|(last, _)| last != phase) {
             phases.push((phase.to_owned(), Duration::ZERO));
         }
-        let now = Instant::now();
-        if let Some((_, time)) = phases.last_mut() {
-            *time += now - looked;
-        }
-        looked = now;
-        if Instant::now() > deadline {
-            return Err(format!("the recovery was not through within {RECOVERY:?}: {}", describe(&status)).into());
-        }
         screen.at(started.elapsed(), describe(&status));
-        tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 

@@ -8,7 +8,6 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
 use tagalong::AdminClient;
 
 use crate::Result;
@@ -209,11 +208,6 @@ impl Node {
         let endpoint = format!("http://{address}");
         let admin = AdminClient::connect(&endpoint).await?;
         Ok(Node { process, folder, endpoint, admin })
-    }
-
-    /// Waits for an event that comes at the end of something long.
-    pub(crate) async fn expect(&mut self, event: &str, within: Duration) -> Result<Value> {
-        self.process.expect(event, within).await
     }
 
     /// An orderly end.
