@@ -48,6 +48,8 @@ pub(crate) struct Verdict {
     /// Writes whose clients never learned how they ended.
     pub(crate) unknown: u64,
     pub(crate) lost: u64,
+    /// Of the lost, how many were given back to the clients that wrote them.
+    pub(crate) returned: u64,
     pub(crate) displaced: u64,
     pub(crate) duplicated: u64,
     pub(crate) reordered: u64,
@@ -255,6 +257,7 @@ fn check_writes(journals: &[Journal], replay: &Replay<'_>, verdict: &mut Verdict
     let mut numbered: Vec<(u64, u64, Stamp)> = Vec::new();
     for journal in journals {
         let mut keys: HashMap<u64, &str> = HashMap::new();
+        let mut lost = HashSet::new();
         for line in &journal.lines {
             match line {
                 Line::Issued { serial, key, .. } => {
@@ -266,7 +269,10 @@ fn check_writes(journals: &[Journal], replay: &Replay<'_>, verdict: &mut Verdict
                     verdict.acked += 1;
                     verdict.unknown = verdict.unknown.saturating_sub(1);
                     match replay.replies.get(&stamp) {
-                        None => verdict.find("lost", || format!("{stamp:?}, acknowledged as {reply:?}")),
+                        None => {
+                            lost.insert(*serial);
+                            verdict.find("lost", || format!("{stamp:?}, acknowledged as {reply:?}"));
+                        }
                         Some(now) if now != reply => {
                             verdict.find("displaced", || format!("{stamp:?}, acknowledged as {reply:?}, is {now:?}"));
                         }
@@ -282,6 +288,7 @@ fn check_writes(journals: &[Journal], replay: &Replay<'_>, verdict: &mut Verdict
                         verdict.find("split", || format!("version {version} of {key}: {other:?} and {stamp:?}"));
                     }
                 }
+                Line::Returned { serial, .. } => verdict.returned += u64::from(lost.remove(serial)),
                 _ => {}
             }
         }
@@ -511,7 +518,11 @@ mod tests {
     #[test]
     fn a_lost_tail_is_lost_with_the_reads_of_it() {
         let scene = Scene::good();
+        let mut scene = scene;
+        // One of the three was given back to its client.
+        scene.journals[1].lines.push(Line::Returned { serial: scene.serials[1], at: scene.at });
         let verdict = scene.verdict(&scene.history[..22]);
+        assert_eq!(verdict.returned, 1);
         assert_eq!(verdict.lost, 3, "{verdict:?}");
         assert_eq!(verdict.lost_reads, 2, "{verdict:?}");
         assert_eq!((verdict.displaced, verdict.duplicated, verdict.damaged), (0, 0, 0), "{verdict:?}");

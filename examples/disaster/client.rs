@@ -1,17 +1,21 @@
 //! A client's process: issues the workload, keeps the journal, and does not care where the primary is.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
+use tagalong::client::ClientEvent;
+use tagalong::log::Request;
 use tagalong::net::ClientEvents;
+use tagalong::store::file::{FileCache, FileCacheOptions};
 use tagalong::{TaggedClient, WriteOutcome};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
 use crate::Result;
-use crate::journal::{Clock, Line, Scribe, micros};
+use crate::journal::{Clock, Journal, Line, Scribe, micros};
 use crate::ledger::{Command, Question, Reading, Reply};
 use crate::process::{orders, tell};
 use crate::source::Source;
@@ -21,6 +25,10 @@ use crate::workload::{Step, Workload};
 const READS_MAX: usize = 8;
 /// A client that fell behind its rate makes up for no more than this.
 const DEBT: Duration = Duration::from_millis(20);
+/// A session may take this long to be established; a recovery counts in.
+const ATTACH: Duration = Duration::from_secs(60);
+/// Serials of a second life. Those of the first are the library's request numbers, for nothing else is issued.
+const SECOND_LIFE: u64 = 1 << 32;
 /// How often progress is told and the journal flushed.
 const PROGRESS: Duration = Duration::from_millis(100);
 
@@ -48,6 +56,12 @@ pub(crate) struct ClientArgs {
     /// Writes under way at once.
     #[arg(long)]
     pub(crate) in_flight: usize,
+    /// Where it holds what it wrote, so that a second life of it can go on; in memory without.
+    #[arg(long)]
+    pub(crate) cache: Option<PathBuf>,
+    /// The journal of its first life, which was ended.
+    #[arg(long)]
+    pub(crate) earlier: Option<PathBuf>,
     /// Operations a second; 0 for as many as it can.
     #[arg(long)]
     pub(crate) rate: u64,
@@ -60,13 +74,20 @@ pub(crate) struct ClientArgs {
 pub(crate) async fn run(args: ClientArgs) -> Result<()> {
     let mut orders = orders()?;
     let source = Source::load(&args.source)?;
-    let client = TaggedClient::builder(format!("rack-{}", args.number))
-        .endpoints(args.endpoint.clone())
-        .connect_within(Duration::from_secs(60))
-        .connect()
-        .await?;
-    let mut load = Load::new(&args, client, source)?;
-    tell(&json!({ "event": "attached" }));
+    let mut builder = TaggedClient::builder(format!("rack-{}", args.number)).endpoints(args.endpoint.clone());
+    if let Some(cache) = &args.cache {
+        builder = builder.cache(FileCache::open(cache, FileCacheOptions::default())?);
+    }
+    let client = builder.start().await?;
+    // Before anything is answered: all that the first life left open.
+    let open = client.unanswered();
+    let attached = tokio::time::timeout(ATTACH, client.attached());
+    let mut load = Load::new(&args, client.clone(), source)?;
+    if let Some(earlier) = &args.earlier {
+        load.resume(&Journal::read_torn(args.number, earlier)?, &open);
+    }
+    attached.await.map_err(|_| format!("no session was established within {ATTACH:?}"))??;
+    tell(&json!({ "event": "attached", "session": client.id().to_string() }));
     while orders.recv().await.is_some_and(|order| order != "start") {}
     load.run(&mut orders).await?;
     load.client.flush().await?;
@@ -100,6 +121,8 @@ struct Load {
     scribe: Scribe,
     clock: Clock,
     in_flight: usize,
+    /// The process may be killed: what is issued has to be in the journal first.
+    careful: bool,
     /// Operations a second.
     rate: Option<f64>,
     planned: Duration,
@@ -125,6 +148,7 @@ impl Load {
             scribe: Scribe::create(&args.journal)?,
             clock: Clock::new(),
             in_flight: args.in_flight,
+            careful: args.cache.is_some(),
             rate,
             planned: Duration::from_secs_f64(args.seconds.max(0.1)),
             started: Instant::now(),
@@ -136,6 +160,30 @@ impl Load {
             acked: 0,
             answered: 0,
         })
+    }
+
+    /// Takes up what the first life left: the outcomes of its open requests, and the rest of the files.
+    fn resume(&mut self, earlier: &Journal, open: &[Request]) {
+        let mut keys = BTreeMap::new();
+        let mut stored = BTreeSet::<&str>::new();
+        for line in &earlier.lines {
+            match line {
+                Line::Issued { serial, key, .. } => {
+                    keys.insert(*serial, key.as_str());
+                }
+                Line::Acknowledged { serial, .. } => stored.extend(keys.get(serial)),
+                _ => {}
+            }
+        }
+        for request in open.iter().copied() {
+            stored.extend(keys.get(&request.0));
+            let (client, clock) = (self.client.clone(), self.clock);
+            self.writes.spawn(async move {
+                let outcome = client.outcome(request).await;
+                Written { serial: request.0, key: String::new(), at: clock.now(), latency: 0, outcome }
+            });
+        }
+        self.workload.resume(SECOND_LIFE, |key| stored.contains(key));
     }
 
     /// Until told to stop; then whatever is left of the files; then until everything has ended.
@@ -162,11 +210,7 @@ impl Load {
                 Some(read) = self.reads.join_next() => self.on_read(read?)?,
                 order = orders.recv() => stopping |= order.is_none_or(|order| order == "stop"),
                 event = self.events.next(), if !deaf => match event {
-                    Some(event) => {
-                        let (at, text) = (self.clock.now(), format!("{event:?}"));
-                        eprintln!("{at} {text}");
-                        self.scribe.note(&Line::Event { at, text })?;
-                    }
+                    Some(event) => self.on_event(&event)?,
                     None => deaf = true,
                 },
                 _ = progress.tick() => {
@@ -223,6 +267,9 @@ impl Load {
     fn write(&mut self, command: Command) -> Result<()> {
         let clock = self.clock;
         self.scribe.note(&Line::issued(clock.now(), &command))?;
+        if self.careful {
+            self.scribe.flush()?;
+        }
         let (serial, payload) = (command.stamp.serial, command.encode());
         let started = Instant::now();
         // The number is taken here, in the order of the serials; only the waiting happens elsewhere.
@@ -276,6 +323,17 @@ impl Load {
             Ok(None) => return Err(format!("read {number} was answered with nonsense").into()),
             Err(error) => Line::Unanswered { number, at, why: error.to_string() },
         };
+        self.scribe.note(&line)?;
+        Ok(())
+    }
+
+    fn on_event(&mut self, event: &ClientEvent) -> Result<()> {
+        let at = self.clock.now();
+        let line = match event {
+            ClientEvent::Superseded { request, .. } => Line::Returned { serial: request.0, at },
+            other => Line::Event { at, text: format!("{other:?}") },
+        };
+        eprintln!("{line}");
         self.scribe.note(&line)?;
         Ok(())
     }

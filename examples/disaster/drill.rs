@@ -10,6 +10,8 @@
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
+use serde_json::Value;
+use tagalong::log::GapPolicy;
 use tagalong::message::{NodeStatus, Role};
 use tagalong::node::RecoveryPolicy;
 
@@ -17,7 +19,7 @@ use crate::Result;
 use crate::audit::audit;
 use crate::checker::check;
 use crate::journal::{Clock, Journal, Line};
-use crate::report::{Pace, Row, grouped};
+use crate::report::{Mode, Pace, Row, grouped};
 use crate::screen::Screen;
 use crate::service::{Plan, Service};
 use crate::source::Source;
@@ -28,10 +30,14 @@ const WARM_UP: Duration = Duration::from_millis(500);
 const AFTERWARDS: Duration = Duration::from_secs(1);
 /// How often the parent looks.
 const LOOK: Duration = Duration::from_millis(50);
+/// How often it looks at a recovery: first, and at most.
+const LOOKS: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(320));
 /// A status that does not come within this is done without.
 const STATUS: Duration = Duration::from_millis(500);
 /// A recovery may take this long.
 const RECOVERY: Duration = Duration::from_secs(120);
+/// So long the dead are waited for before they are given up.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// Clients may take this long to store what is left, and to be rid of all they hold.
 const DRAIN: Duration = Duration::from_secs(300);
 
@@ -42,7 +48,17 @@ pub(crate) struct End {
     pub(crate) cut_before: Duration,
     /// Whether the clients are cut off with it, and hear no farewell of the primary's kernel.
     pub(crate) silent: bool,
+    /// How many clients are killed with it.
+    pub(crate) deaths: usize,
+    /// Whether those come back, on their caches.
+    pub(crate) return_after: Option<Duration>,
 }
+
+/// The longest latency that is told apart from a longer one.
+const LATENCY_MAX_US: u64 = 3_600_000_000;
+
+/// Phases of a recovery in order, with the time they took.
+type Phases = Vec<(String, Duration)>;
 
 /// When things happened, in microseconds of the journals' clock.
 #[derive(Clone, Copy, Debug, Default)]
@@ -54,14 +70,20 @@ struct Moments {
 }
 
 /// What was seen of the disaster from outside.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Disaster {
     moments: Moments,
     wire_bytes: u64,
     delta_entries: u64,
     delta_bytes: u64,
+    /// Entries past the backup's own log that the recovery put there.
+    rebuilt: u64,
     /// The number of the epoch that came of it.
     epoch: u64,
+    /// Sessions without which the recovery was concluded, by the names the report gives.
+    missing: Vec<String>,
+    /// What the recovery was doing, and for how long, as far as looking now and then can tell.
+    phases: Phases,
 }
 
 /// Runs the drill.
@@ -80,11 +102,7 @@ pub(crate) async fn run(plan: Plan, source: &Source, end: End, quiet: bool) -> R
 
     screen.phase("stopping: the rest of the files, and everything stable");
     service.order("stop").await?;
-    let deadline = Instant::now() + DRAIN;
-    for client in &mut service.clients {
-        client.expect("finished", deadline.saturating_duration_since(Instant::now())).await?;
-        client.ended(crate::service::END).await?;
-    }
+    service.finish_clients(DRAIN).await?;
     screen.phase("checking every journal against what survived");
     let audit = audit(&service.backup.endpoint, source).await?;
     service.backup.finish().await?;
@@ -101,11 +119,14 @@ pub(crate) async fn run(plan: Plan, source: &Source, end: End, quiet: bool) -> R
         promotion: since(moments.promoted),
         delta_entries: disaster.delta_entries,
         delta_bytes: disaster.delta_bytes,
+        rebuilt: disaster.rebuilt,
         wire_bytes: disaster.wire_bytes,
         files: source.files.len(),
         bytes: source.bytes(),
         different: audit.different,
         changed: audit.changed,
+        missing: disaster.missing,
+        phases: disaster.phases,
     })
 }
 
@@ -129,34 +150,87 @@ async fn bring_disaster(service: &mut Service, screen: &Screen, started: Instant
     moments.killed = clock.now();
     service.primary.process.kill().await?;
     std::fs::remove_dir_all(&service.primary.folder)?;
+    service.kill_clients(end.deaths).await?;
     let (delta_entries, delta_bytes) = status.map_or((0, 0), |status| (status.delta_entries, status.delta_bytes));
     let delta = grouped(delta_entries);
     screen.phase(&format!("SIGKILL, folder deleted: {delta} entries were on the primary alone; promoting"));
 
     moments.promoted = clock.now();
     service.backup.admin.promote(false, RecoveryPolicy::Wait).await?;
-    let epoch = await_recovery(service, screen, started).await?;
+    if end.deaths > 0 {
+        await_the_dead(service, screen, started, end).await?;
+    }
+    let (opened, phases) = await_recovery(service, screen, started).await?;
+    let told = |what: &str| opened[what].as_u64().ok_or_else(|| format!("an opening without `{what}`"));
+    let rebuilt = told("start")?.saturating_sub(told("base")? + 1);
     // The cable is mended, long after: whoever hung on it learns that the other end is gone.
     service.link.close();
-    Ok(Disaster { moments, wire_bytes, delta_entries, delta_bytes, epoch })
+    let epoch = told("epoch")?;
+    let missing = opened["missing"].as_array().into_iter().flatten();
+    let mut missing: Vec<_> = missing.filter_map(Value::as_str).map(|session| name_of(service, session)).collect();
+    missing.sort_by_key(|name| (name.len(), name.clone()));
+    Ok(Disaster { moments, wire_bytes, delta_entries, delta_bytes, rebuilt, epoch, missing, phases })
 }
 
-/// Watches the recovery until the backup is the primary; returns its epoch's number.
-async fn await_recovery(service: &mut Service, screen: &Screen, started: Instant) -> Result<u64> {
-    let deadline = Instant::now() + RECOVERY;
-    loop {
-        service.check_clients()?;
-        service.backup.process.check()?;
+/// What an operator calls a session.
+fn name_of(service: &Service, session: &str) -> String {
+    let client = service.clients.iter().find(|client| client.session == session);
+    client.map_or_else(|| format!("session {session}"), |client| format!("client {}", client.number))
+}
+
+/// Sees that nothing is concluded without the dead, and then brings them back, or gives them up.
+async fn await_the_dead(service: &mut Service, screen: &Screen, started: Instant, end: End) -> Result<()> {
+    let needs_all = service.plan.mode == Mode::Tagged;
+    let until = Instant::now() + end.return_after.unwrap_or(PATIENCE);
+    while Instant::now() < until {
         let status = service.backup.admin.status().await?;
-        if status.status.role == Role::Primary {
-            let opened = service.backup.expect("opened", Duration::from_secs(10)).await?;
-            return opened["epoch"].as_u64().ok_or_else(|| "an opening without an epoch".into());
-        }
-        if Instant::now() > deadline {
-            return Err(format!("the recovery was not through within {RECOVERY:?}: {}", describe(&status)).into());
+        // Elsewhere than in tagged mode nobody has to be heard, and it may be over by now.
+        if status.status.role == Role::Primary && needs_all {
+            return Err("the recovery was concluded without the clients that were killed".into());
         }
         screen.at(started.elapsed(), describe(&status));
-        tokio::time::sleep(Duration::from_millis(10)).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    if end.return_after.is_some() {
+        screen.phase("the killed clients come back, on their caches");
+        return service.revive_clients().await;
+    }
+    let status = service.backup.admin.status().await?;
+    let Some(recovery) = status.recovery.filter(|_| status.status.role != Role::Primary) else {
+        return Ok(());
+    };
+    let awaited: Vec<String> = recovery.awaited.iter().map(|session| name_of(service, &session.to_string())).collect();
+    let lost = recovery.lost_by_stop;
+    screen.phase(&format!("{} never came: concluding, {lost} entries will be lost", awaited.join(", ")));
+    Ok(service.backup.admin.resolve(GapPolicy::Stop).await?)
+}
+
+/// Watches the recovery until the backup is the primary; returns what that says of it, and how long the phases took.
+async fn await_recovery(service: &mut Service, screen: &Screen, started: Instant) -> Result<(Value, Phases)> {
+    let deadline = Instant::now() + RECOVERY;
+    let (mut phases, mut looked, mut pause) = (Phases::new(), Instant::now(), LOOKS.0);
+    loop {
+        service.check_clients()?;
+        // A look makes the node count what is missing: the longer it takes, the less often.
+        let opened = service.backup.process.hear("opened", pause).await?;
+        let (now, past) = (Instant::now(), looked);
+        looked = now;
+        if let Some((_, time)) = phases.last_mut() {
+            *time += now - past;
+        }
+        if let Some(opened) = opened {
+            return Ok((opened, phases));
+        }
+        pause = (pause * 2).min(LOOKS.1);
+        let status = service.backup.admin.status().await?;
+        if now > deadline {
+            return Err(format!("the recovery was not through within {RECOVERY:?}: {}", describe(&status)).into());
+        }
+        let phase = status.recovery.as_ref().map_or("opening", |recovery| recovery.phase.as_str());
+        if phases.last().is_none_or(|(last, _)| last != phase) {
+            phases.push((phase.to_owned(), Duration::ZERO));
+        }
+        screen.at(started.elapsed(), describe(&status));
     }
 }
 
@@ -206,17 +280,14 @@ pub(crate) async fn measure(plan: Plan, quiet: bool, title: &str) -> Result<Pace
     watch(&mut service, &screen, started, until, "measuring").await?;
     let end = clock.now();
     service.order("stop").await?;
-    let deadline = Instant::now() + DRAIN;
-    for client in &mut service.clients {
-        client.expect("finished", deadline.saturating_duration_since(Instant::now())).await?;
-    }
+    service.finish_clients(DRAIN).await?;
     // Nothing of it is wanted any more: the rest is killed.
     pace(&service.journals()?, measured, end)
 }
 
 /// Latencies and throughput of what was issued and acknowledged between two moments.
 fn pace(journals: &[Journal], from: u64, upto: u64) -> Result<Pace> {
-    let mut latencies = Histogram::<u64>::new(3)?;
+    let mut latencies = Histogram::<u64>::new_with_max(LATENCY_MAX_US, 3)?;
     let lines = journals.iter().flat_map(|journal| &journal.lines);
     for line in lines {
         let Line::Acknowledged { at, latency, .. } = line else {
@@ -258,10 +329,11 @@ mod tests {
 
     #[test]
     fn only_what_began_and_ended_in_between_is_measured() {
-        let lines = vec![acknowledged(90, 50, 1), acknowledged(150, 20, 1), acknowledged(250, 10, 1)];
-        let pace = pace(&[Journal { client: 0, lines }], 100, 200).expect("a histogram");
-        assert_eq!((pace.p50_us, pace.p99_us), (20, 20));
-        assert!((pace.writes_per_s - 10_000.0).abs() < 1e-6);
+        let lines = vec![acknowledged(90, 50, 1), acknowledged(60_150, 60_000, 1), acknowledged(100_001, 10, 1)];
+        let pace = pace(&[Journal { client: 0, lines }], 100, 100_000).expect("a histogram");
+        let is_near = |us: u64| (59_900..=60_100).contains(&us);
+        assert!(is_near(pace.p50_us) && is_near(pace.p99_us), "{pace:?}");
+        assert!((pace.writes_per_s - 10.01).abs() < 0.01, "{pace:?}");
     }
 
     #[test]

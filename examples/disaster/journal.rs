@@ -9,6 +9,7 @@
 //! Q number at KEY                              about to be asked
 //! R number at index chain version length crc   answered
 //! N number at WHY                              not answered
+//! S serial at                                  acknowledged before, and given back: it did not survive
 //! E at TEXT                                    an event of the library
 //! . acknowledged                               the last line: without it the journal is not whole
 //! ```
@@ -64,6 +65,7 @@ pub(crate) enum Line {
     Asked { number: u64, at: u64, key: String },
     Answered { number: u64, at: u64, index: u64, chain: u64, version: u64, length: u64, crc: u32 },
     Unanswered { number: u64, at: u64, why: String },
+    Returned { serial: u64, at: u64 },
     Event { at: u64, text: String },
 }
 
@@ -108,6 +110,7 @@ impl fmt::Display for Line {
                 write!(f, "R {number} {at} {index} {chain} {version} {length} {crc}")
             }
             Line::Unanswered { number, at, why } => write!(f, "N {number} {at} {}", flat(why)),
+            Line::Returned { serial, at } => write!(f, "S {serial} {at}"),
             Line::Event { at, text } => write!(f, "E {at} {}", flat(text)),
         }
     }
@@ -164,6 +167,7 @@ fn parse(line: &str) -> Option<Line> {
             let (length, crc) = (words.take()?, words.take()?);
             Line::Answered { number: first, at, index, chain, version, length, crc }
         }
+        "S" => Line::Returned { serial: first, at },
         "N" => Line::Unanswered { number: first, at, why: words.text()?.into() },
         _ => return None,
     })
@@ -206,8 +210,15 @@ pub(crate) struct Journal {
 impl Journal {
     /// Reads a journal; one that is damaged or lacks its last line is an error.
     pub(crate) fn read(client: u64, path: &Path) -> io::Result<Journal> {
-        let wrong = |why: String| io::Error::new(io::ErrorKind::InvalidData, format!("{}: {why}", path.display()));
-        Journal::parse(client, &std::fs::read_to_string(path)?).map_err(wrong)
+        Journal::parse(client, &std::fs::read_to_string(path)?).map_err(|why| wrong(path, &why))
+    }
+
+    /// Reads the journal of a process that was killed: it ends anywhere, even in the middle of a line.
+    pub(crate) fn read_torn(client: u64, path: &Path) -> io::Result<Journal> {
+        let text = std::fs::read_to_string(path)?;
+        let whole = text.rfind('\n').map_or("", |end| &text[..=end]);
+        let acknowledged = whole.lines().filter(|line| line.starts_with('A')).count();
+        Journal::parse(client, &format!("{whole}. {acknowledged}\n")).map_err(|why| wrong(path, &why))
     }
 
     pub(crate) fn parse(client: u64, text: &str) -> Result<Journal, String> {
@@ -228,6 +239,10 @@ impl Journal {
     }
 }
 
+fn wrong(path: &Path, why: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("{}: {why}", path.display()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -243,6 +258,7 @@ mod tests {
             Line::Asked { number: 1, at: 22, key: "list/1".into() },
             Line::Answered { number: 1, at: 23, index: 5, chain: 6, version: 7, length: 8, crc: 9 },
             Line::Unanswered { number: 2, at: 24, why: "Deadline: it took too long".into() },
+            Line::Returned { serial: 1, at: 25 },
             Line::Event { at: 25, text: "attached in 2@1".into() },
         ]
     }
@@ -266,6 +282,18 @@ mod tests {
         assert!(Journal::parse(0, &text).is_err(), "no last line");
         assert!(Journal::parse(0, &format!("{text}. 2\n")).is_err(), "an acknowledgement is missing");
         assert!(Journal::parse(0, &text.replacen("A 1", "A", 1)).is_err(), "a damaged line");
+    }
+
+    #[test]
+    fn the_journal_of_a_killed_process_ends_anywhere() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("journal");
+        let text: String = lines().iter().map(|line| format!("{line}\n")).collect();
+        for end in [0, 10, text.len() - 5, text.len()] {
+            std::fs::write(&path, &text[..end]).expect("a file");
+            let whole = text[..end].matches('\n').count();
+            assert_eq!(Journal::read_torn(3, &path).expect("a journal").lines, lines()[..whole]);
+        }
     }
 
     #[test]

@@ -61,15 +61,22 @@ struct Arguments {
     /// Which way of replication [default: all].
     #[arg(long, value_parser = modes)]
     mode: Option<Modes>,
-    /// Seconds of load in each mode; the disaster comes in the middle.
-    #[arg(long, default_value_t = 8.0, value_parser = seconds)]
-    seconds: f64,
+    /// Seconds of load in each mode, the disaster in the middle [default: 8, and 3 where it is measured].
+    #[arg(long, value_parser = seconds)]
+    seconds: Option<f64>,
     /// How long before the SIGKILL the link is cut.
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u64).range(0..=600_000))]
     cut_before_ms: u64,
     /// At the SIGKILL the clients' links to the primary go silent, instead of being closed by its kernel.
     #[arg(long)]
     silent: bool,
+    /// So many clients get a SIGKILL together with the primary; all clients hold what they wrote in files then, and the
+    /// killed ones are started again on theirs.
+    #[arg(long, default_value_t = 0, value_name = "COUNT")]
+    client_deaths: u64,
+    /// The killed clients stay dead: the recovery waits for them, until it is concluded without.
+    #[arg(long, requires = "client_deaths")]
+    never_back: bool,
     /// Operations a second of each client.
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u64).range(1..))]
     rate: u64,
@@ -210,7 +217,8 @@ async fn drills(arguments: Arguments) -> Result<bool> {
         seed: arguments.seed,
         in_flight,
         rate: if arguments.full_speed { 0 } else { arguments.rate },
-        load: Duration::from_secs_f64(arguments.seconds),
+        load: Duration::from_secs_f64(arguments.seconds.unwrap_or(if arguments.measure { 3.0 } else { 8.0 })),
+        caches: arguments.client_deaths > 0,
     };
     if arguments.measure {
         let repeats = usize::try_from(arguments.repeats)?;
@@ -229,8 +237,7 @@ async fn drills(arguments: Arguments) -> Result<bool> {
     let mut rows = Vec::new();
     for mode in arguments.mode.clone().map_or_else(|| Mode::ALL.to_vec(), |modes| modes.0) {
         let plan = plan(mode, Duration::from_secs_f64(arguments.rtt_ms / 1e3));
-        let cut_before = Duration::from_millis(arguments.cut_before_ms);
-        let end = drill::End { cut_before, silent: arguments.silent };
+        let end = end(&arguments)?;
         let row = drill::run(plan, &source, end, arguments.json).await?;
         if arguments.json {
             println!("{}", row.json(&setting));
@@ -241,6 +248,18 @@ async fn drills(arguments: Arguments) -> Result<bool> {
         println!("{}", report::picture(&rows, &setting));
     }
     Ok(rows.iter().all(report::Row::is_good))
+}
+
+/// How long the killed clients stay away.
+const RETURN_AFTER: Duration = Duration::from_millis(500);
+
+fn end(arguments: &Arguments) -> Result<drill::End> {
+    Ok(drill::End {
+        cut_before: Duration::from_millis(arguments.cut_before_ms),
+        silent: arguments.silent,
+        deaths: usize::try_from(arguments.client_deaths)?,
+        return_after: (!arguments.never_back).then_some(RETURN_AFTER),
+    })
 }
 
 /// What is about to happen, and how long the links really are.

@@ -97,7 +97,7 @@ async fn follow(backup: &Backup) -> Result<()> {
         "start": start.0,
         "base": report.base.0,
         "observed": report.observed.0,
-        "missing": report.missing.len(),
+        "missing": report.missing.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "gaps": report.gaps.len(),
     }));
     Ok(())

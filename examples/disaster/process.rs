@@ -81,6 +81,14 @@ impl Process {
 
     /// Waits for an event; others are passed over.
     pub(crate) async fn expect(&mut self, event: &str, within: Duration) -> Result<Value> {
+        match self.hear(event, within).await? {
+            Some(value) => Ok(value),
+            None => Err(self.complaint(&format!("was not `{event}` within {within:?}"))),
+        }
+    }
+
+    /// As [`expect`](Process::expect); `None` if the event did not come in time.
+    pub(crate) async fn hear(&mut self, event: &str, within: Duration) -> Result<Option<Value>> {
         let found = tokio::time::timeout(within, async {
             while let Some(value) = self.events.recv().await {
                 if value["event"] == event {
@@ -90,13 +98,13 @@ impl Process {
             None
         });
         match found.await {
-            Ok(Some(value)) => Ok(value),
+            Ok(Some(value)) => Ok(Some(value)),
             Ok(None) => {
                 let status = tokio::time::timeout(Duration::from_secs(2), self.child.wait()).await;
                 let how = status.ok().and_then(std::result::Result::ok).map_or("?".into(), |status| status.to_string());
                 Err(self.complaint(&format!("ended ({how}) before it was `{event}`")))
             }
-            Err(_) => Err(self.complaint(&format!("was not `{event}` within {within:?}"))),
+            Err(_) => Ok(None),
         }
     }
 

@@ -65,6 +65,8 @@ pub(crate) struct Row {
     /// Entries the backup lacked at the SIGKILL.
     pub(crate) delta_entries: u64,
     pub(crate) delta_bytes: u64,
+    /// Entries past the backup's own log that the recovery put there.
+    pub(crate) rebuilt: u64,
     /// Bytes that were on the wire to and from the backup when it was cut.
     pub(crate) wire_bytes: u64,
     pub(crate) files: usize,
@@ -72,6 +74,10 @@ pub(crate) struct Row {
     pub(crate) different: Vec<String>,
     /// Files that were changed on the disk while the drill ran.
     pub(crate) changed: usize,
+    /// Clients without which the recovery was concluded.
+    pub(crate) missing: Vec<String>,
+    /// What the recovery was doing, and for how long.
+    pub(crate) phases: Vec<(String, Duration)>,
 }
 
 impl Row {
@@ -85,6 +91,8 @@ impl Row {
     pub(crate) fn json(&self, setting: &Setting) -> String {
         let millis = |time: Option<Duration>| time.map_or(Value::Null, |time| json!(tenth(time.as_secs_f64() * 1e3)));
         let v = &self.verdict;
+        let phases: Vec<Value> =
+            self.phases.iter().map(|(phase, time)| json!([phase, tenth(time.as_secs_f64() * 1e3)])).collect();
         let first = [
             ("mode", json!(self.mode.name())),
             ("rtt_ms", json!(setting.rtt_ms)),
@@ -98,12 +106,15 @@ impl Row {
             ("duplicated", json!(v.duplicated)),
             ("recovery_ms", millis(self.recovery)),
             ("promotion_ms", millis(self.promotion)),
+            ("phases_ms", json!(phases)),
             ("client_rtt_ms", json!(setting.client_rtt_ms)),
             ("cut_before_ms", json!(setting.cut_before_ms)),
             ("delta_entries", json!(self.delta_entries)),
             ("delta_bytes", json!(self.delta_bytes)),
+            ("rebuilt_entries", json!(self.rebuilt)),
             ("wire_bytes", json!(self.wire_bytes)),
             ("reads", json!(v.reads)),
+            ("returned", json!(v.returned)),
             ("unknown", json!(v.unknown)),
             ("displaced", json!(v.displaced)),
             ("reordered", json!(v.reordered)),
@@ -116,6 +127,7 @@ impl Row {
             ("bytes", json!(self.bytes)),
             ("files_different", json!(self.different.len())),
             ("files_changed", json!(self.changed)),
+            ("missing_clients", json!(self.missing.len())),
             ("good", json!(self.is_good())),
         ];
         // By hand, for the order: a map would sort it.
@@ -223,6 +235,9 @@ pub(crate) fn picture(rows: &[Row], setting: &Setting) -> String {
     out
 }
 
+/// Files that differ are named up to so many.
+const DIFFERENT_MAX: usize = 3;
+
 /// What a row has to say beside its figures.
 fn remarks(row: &Row) -> String {
     let mut out = String::new();
@@ -238,12 +253,23 @@ fn remarks(row: &Row) -> String {
     if !more.is_empty() {
         let _ = writeln!(out, "  {name}: also {}", more.join(", "));
     }
+    if !row.missing.is_empty() {
+        let (lost, returned) = (grouped(row.verdict.lost), grouped(row.verdict.returned));
+        let _ = writeln!(
+            out,
+            "  {name}: concluded without {}; of {lost} lost writes {returned} were given back to clients that live",
+            row.missing.join(", ")
+        );
+    }
     if row.changed > 0 {
         let _ = writeln!(out, "  {name}: {} files were changed on the disk while the drill ran", row.changed);
     }
     if row.mode.promises() {
-        for example in row.verdict.examples.iter().chain(&row.different) {
+        for example in row.verdict.examples.iter().chain(row.different.iter().take(DIFFERENT_MAX)) {
             let _ = writeln!(out, "  {name}: {example}");
+        }
+        if row.different.len() > DIFFERENT_MAX {
+            let _ = writeln!(out, "  {name}: and {} more files", row.different.len() - DIFFERENT_MAX);
         }
     }
     out
@@ -252,6 +278,11 @@ fn remarks(row: &Row) -> String {
 /// One or two sentences.
 fn meaning(rows: &[Row]) -> String {
     let find = |mode| rows.iter().find(|row| row.mode == mode);
+    let gave_up = |row: &&Row| !row.missing.is_empty() && !row.is_good();
+    if let Some(row) = rows.iter().find(gave_up) {
+        let name = row.mode.name();
+        return format!("  NOT KEPT: {name} keeps what clients hold that live, or come back; these did not.\n");
+    }
     let broken: Vec<&str> = rows.iter().filter(|row| !row.is_good()).map(|row| row.mode.name()).collect();
     if !broken.is_empty() {
         return format!("  FAILED: {} did not keep what it promises.\n", broken.join(" and "));
@@ -260,9 +291,10 @@ fn meaning(rows: &[Row]) -> String {
     if let Some(tagged) = find(Mode::Tagged) {
         let _ = writeln!(
             out,
-            "  tagged: a write took {} and the site's loss cost nothing: {} acknowledged writes, {} reads and {} files \
-             are there, in order, once.",
+            "  tagged: a write took {} and the site's loss cost nothing: the clients gave back {} entries, and {} \
+             acknowledged writes, {} reads and {} files are there, in order, once.",
             in_millis(tagged.pace.p50_us),
+            grouped(tagged.rebuilt),
             grouped(tagged.verdict.acked),
             grouped(tagged.verdict.reads),
             tagged.files
@@ -274,7 +306,8 @@ fn meaning(rows: &[Row]) -> String {
     if let Some(unsafe_row) = find(Mode::Async) {
         let _ = writeln!(
             out,
-            "  async: as fast, and {} acknowledged writes are gone{}.",
+            "  async: {} a write, and {} acknowledged writes are gone{}.",
+            in_millis(unsafe_row.pace.p50_us),
             grouped(unsafe_row.verdict.lost),
             if unsafe_row.different.is_empty() {
                 String::new()
@@ -299,11 +332,14 @@ mod tests {
             promotion: Some(Duration::from_millis(300)),
             delta_entries: 5,
             delta_bytes: 6,
+            rebuilt: 4,
             wire_bytes: 7,
             files: 3,
             bytes: 99,
             different: Vec::new(),
             changed: 0,
+            missing: Vec::new(),
+            phases: Vec::new(),
         }
     }
 

@@ -6,9 +6,8 @@
 //! ```
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use serde_json::Value;
 use tagalong::AdminClient;
 
 use crate::Result;
@@ -36,12 +35,29 @@ pub(crate) struct Plan {
     pub(crate) in_flight: usize,
     pub(crate) rate: u64,
     pub(crate) load: Duration,
+    /// Clients hold what they wrote in files, so that they survive being killed.
+    pub(crate) caches: bool,
 }
 
 impl Plan {
-    fn journal(&self, client: u64) -> PathBuf {
-        self.folder.join(format!("client-{client}")).join("journal")
+    fn home(&self, client: u64) -> PathBuf {
+        self.folder.join(format!("client-{client}"))
     }
+
+    /// The journal of a client's first or second life.
+    fn journal(&self, client: u64, life: u32) -> PathBuf {
+        self.home(client).join(format!("journal-{life}"))
+    }
+}
+
+/// A client's process.
+pub(crate) struct Client {
+    pub(crate) process: Process,
+    pub(crate) number: u64,
+    /// What the service knows it by.
+    pub(crate) session: String,
+    pub(crate) is_dead: bool,
+    life: u32,
 }
 
 /// A node's process and where it really listens.
@@ -57,10 +73,9 @@ pub(crate) struct Service {
     pub(crate) plan: Plan,
     pub(crate) primary: Node,
     pub(crate) backup: Node,
-    pub(crate) clients: Vec<Process>,
+    pub(crate) clients: Vec<Client>,
     pub(crate) near: Relay,
-    /// Held for as long as the service runs.
-    _far: Relay,
+    pub(crate) far: Relay,
     pub(crate) link: Relay,
 }
 
@@ -75,40 +90,96 @@ impl Service {
         primary.process.expect("opened", START).await?;
         let mut backup = Node::start("backup", &plan, &logs, far.endpoint(), Some(link.endpoint()), &[&far]).await?;
         backup.process.expect("in-sync", START).await?;
-        let mut clients = Vec::new();
-        for client in 0..plan.clients {
-            std::fs::create_dir_all(plan.folder.join(format!("client-{client}")))?;
-            let arguments = client_arguments(&plan, client, [near.endpoint(), far.endpoint()])?;
-            clients.push(Process::spawn(&format!("client-{client}"), &logs, &arguments)?);
+        let mut service = Service { plan, primary, backup, clients: Vec::new(), near, far, link };
+        for number in 0..service.plan.clients {
+            std::fs::create_dir_all(service.plan.home(number))?;
+            let process = service.spawn_client(number, 1)?;
+            service.clients.push(Client { process, number, session: String::new(), is_dead: false, life: 1 });
         }
-        for client in &mut clients {
-            client.expect("attached", START).await?;
+        for client in &mut service.clients {
+            let attached = client.process.expect("attached", START).await?;
+            client.session = attached["session"].as_str().unwrap_or_default().to_owned();
         }
-        Ok(Service { plan, primary, backup, clients, near, _far: far, link })
+        Ok(service)
+    }
+
+    fn spawn_client(&self, number: u64, life: u32) -> Result<Process> {
+        let arguments = client_arguments(&self.plan, number, life, [self.near.endpoint(), self.far.endpoint()])?;
+        Process::spawn(&format!("client-{number}-{life}"), &self.plan.folder.join("logs"), &arguments)
+    }
+
+    /// SIGKILL for the first so many clients.
+    pub(crate) async fn kill_clients(&mut self, count: usize) -> Result<()> {
+        for client in self.clients.iter_mut().take(count) {
+            client.process.kill().await?;
+            client.is_dead = true;
+        }
+        Ok(())
+    }
+
+    /// Starts every dead client again, on its cache. It takes up its load by itself.
+    pub(crate) async fn revive_clients(&mut self) -> Result<()> {
+        for at in 0..self.clients.len() {
+            if !self.clients[at].is_dead {
+                continue;
+            }
+            let mut process = self.spawn_client(self.clients[at].number, 2)?;
+            process.order("start").await?;
+            let client = &mut self.clients[at];
+            (client.process, client.is_dead, client.life) = (process, false, 2);
+        }
+        Ok(())
+    }
+
+    /// The clients that live.
+    pub(crate) fn living(&mut self) -> impl Iterator<Item = &mut Client> {
+        self.clients.iter_mut().filter(|client| !client.is_dead)
     }
 
     /// Gives every client an order.
     pub(crate) async fn order(&mut self, what: &str) -> Result<()> {
-        for client in &mut self.clients {
-            client.order(what).await?;
+        for client in self.living() {
+            client.process.order(what).await?;
+        }
+        Ok(())
+    }
+
+    /// Waits for the clients' orderly ends.
+    pub(crate) async fn finish_clients(&mut self, within: Duration) -> Result<()> {
+        let deadline = Instant::now() + within;
+        for client in self.living() {
+            client.process.expect("finished", deadline.saturating_duration_since(Instant::now())).await?;
+            client.process.ended(END).await?;
         }
         Ok(())
     }
 
     /// An error if a client has ended.
     pub(crate) fn check_clients(&mut self) -> Result<()> {
-        self.clients.iter_mut().try_for_each(Process::check)
+        self.living().try_for_each(|client| client.process.check())
     }
 
     /// The sum over all clients.
     pub(crate) fn progress(&self, what: &str) -> u64 {
-        self.clients.iter().map(|client| client.progress(what)).sum()
+        self.clients.iter().map(|client| client.process.progress(what)).sum()
     }
 
     /// The clients' journals, when they have finished.
     pub(crate) fn journals(&self) -> Result<Vec<Journal>> {
-        let read = |client| Journal::read(client, &self.plan.journal(client)).map_err(Into::into);
-        (0..self.plan.clients).map(read).collect()
+        self.clients.iter().map(|client| self.journal(client)).collect()
+    }
+
+    /// A client's journal, of both its lives if it had two.
+    fn journal(&self, client: &Client) -> Result<Journal> {
+        let number = client.number;
+        if client.life == 1 && !client.is_dead {
+            return Ok(Journal::read(number, &self.plan.journal(number, 1))?);
+        }
+        let mut journal = Journal::read_torn(number, &self.plan.journal(number, 1))?;
+        if client.life == 2 {
+            journal.lines.extend(Journal::read(number, &self.plan.journal(number, 2))?.lines);
+        }
+        Ok(journal)
     }
 }
 
@@ -139,11 +210,6 @@ impl Node {
         Ok(Node { process, folder, endpoint, admin })
     }
 
-    /// Waits for an event that comes at the end of something long.
-    pub(crate) async fn expect(&mut self, event: &str, within: Duration) -> Result<Value> {
-        self.process.expect(event, within).await
-    }
-
     /// An orderly end.
     pub(crate) async fn finish(&mut self) -> Result<()> {
         self.process.order("finish").await?;
@@ -151,13 +217,13 @@ impl Node {
     }
 }
 
-fn client_arguments(plan: &Plan, client: u64, endpoints: [String; 2]) -> Result<Vec<String>> {
+fn client_arguments(plan: &Plan, client: u64, life: u32, endpoints: [String; 2]) -> Result<Vec<String>> {
     let mut arguments = vec!["client".to_owned()];
     let pairs = [
         ("number", client.to_string()),
         ("clients", plan.clients.to_string()),
         ("seed", plan.seed.to_string()),
-        ("journal", text(&plan.journal(client))?),
+        ("journal", text(&plan.journal(client, life))?),
         ("source", text(&plan.source)?),
         ("in-flight", plan.in_flight.to_string()),
         ("rate", plan.rate.to_string()),
@@ -165,6 +231,12 @@ fn client_arguments(plan: &Plan, client: u64, endpoints: [String; 2]) -> Result<
     ];
     for (name, value) in pairs {
         arguments.extend([format!("--{name}"), value]);
+    }
+    if plan.caches {
+        arguments.extend(["--cache".into(), text(&plan.home(client).join("cache"))?]);
+    }
+    if life == 2 {
+        arguments.extend(["--earlier".into(), text(&plan.journal(client, 1))?]);
     }
     for endpoint in endpoints {
         arguments.extend(["--endpoint".into(), endpoint]);

@@ -64,6 +64,12 @@ impl Workload {
         Self { client, clients, rng, source, chunks, chunks_in_all, period: (0, 0), serial: 0, counters }
     }
 
+    /// Goes on in a second life of the client: with other serials, and without the chunks that are taken care of.
+    pub(crate) fn resume(&mut self, serial: u64, is_stored: impl Fn(&str) -> bool) {
+        self.serial = serial;
+        self.chunks.retain(|chunk| !is_stored(&chunk.key()));
+    }
+
     /// The next step, when this part (0 to 1) of the load's time is over.
     pub(crate) fn next(&mut self, progress: f64) -> io::Result<Step> {
         let chunk = if self.is_chunk_due(progress) { self.next_chunk()? } else { None };
