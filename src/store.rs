@@ -13,6 +13,7 @@ use crate::client::CacheOp;
 use crate::error::{Code, Error};
 use crate::log::{ClusterId, Entry, Epoch, GroupId, Lsn, NodeId, Record};
 
+pub mod conformance;
 pub mod file;
 pub mod kv;
 pub mod memory;

@@ -215,6 +215,20 @@ fn an_old_record_behind_a_torn_one_does_not_come_back() {
     let found = all(&mut open(again.path()));
     assert_eq!(found[..3], records(1..4));
     assert_eq!(found[3..], [other], "records 5 to 8 of the torn write are back");
+    // Nor if the next crash leaves exactly the new record, and nothing that was written with it.
+    let now = fs::read(copy.path().join(file.file_name().unwrap())).unwrap();
+    let size = (found[3].entry.payload.len() + 32 + 30).next_multiple_of(8);
+    let (again, _) = with_file(dir.path(), &file, |bytes| bytes[at..at + 40].fill(0));
+    let recovered = fs::read(again.path().join(file.file_name().unwrap())).unwrap();
+    for size in (0..size + 64).step_by(8) {
+        let (_copy, log) = with_file(again.path(), &file, |bytes| {
+            bytes.clone_from(&recovered);
+            bytes.resize(now.len(), 0);
+            bytes[at..at + size].copy_from_slice(&now[at..at + size]);
+        });
+        let after = all(&mut log.unwrap());
+        assert_eq!(after, found[..after.len()], "records 5 to 8 of the torn write are back behind {size} bytes");
+    }
 }
 
 #[test]
@@ -236,25 +250,23 @@ fn a_flipped_byte_is_found_and_named() {
             let last = nth + 1 == segments.len();
             let (length, end) = (fs::metadata(file).unwrap().len() as usize, content_end(file));
             for at in (0..length.min(end + 64)).chain([length - 1]) {
-                for bit in [1 << (at % 8)] {
-                    let mut flipped = Vec::new();
-                    let (copy, log) = with_file(dir.path(), file, |bytes| {
-                        bytes[at] ^= bit;
-                        flipped.clone_from(bytes);
-                    });
-                    match read_or_place(log, file) {
-                        Ok(found) => {
-                            let sealed = if clean { 32 } else { 0 };
-                            let harmless = at + sealed >= end || (last && !clean);
-                            assert!(harmless, "byte {at} of {end} in {} is not noticed", file.display());
-                            assert_eq!(found, expected[..found.len()], "wrong records after a flip at {at}");
-                            // Without a clean close nothing says that the last write was ever completed.
-                            assert!(found.len() >= 39 - if last && !clean { 3 } else { 0 });
-                        }
-                        Err(why) => {
-                            let after = fs::read(copy.path().join(file.file_name().unwrap())).unwrap();
-                            assert!(after == flipped, "the error says that nothing was changed: {why}");
-                        }
+                let mut flipped = Vec::new();
+                let (copy, log) = with_file(dir.path(), file, |bytes| {
+                    bytes[at] ^= 1 << (at % 8);
+                    flipped.clone_from(bytes);
+                });
+                match read_or_place(log, file) {
+                    Ok(found) => {
+                        let sealed = if clean && last { 32 } else { 0 };
+                        let harmless = at + sealed >= end || (last && !clean);
+                        assert!(harmless, "byte {at} of {end} in {} is not noticed", file.display());
+                        assert_eq!(found, expected[..found.len()], "wrong records after a flip at {at}");
+                        // Without a clean close nothing says that the last write was ever completed.
+                        assert!(found.len() >= 39 - if last && !clean { 3 } else { 0 });
+                    }
+                    Err(why) => {
+                        let after = fs::read(copy.path().join(file.file_name().unwrap())).unwrap();
+                        assert!(after == flipped, "the error says that nothing was changed: {why}");
                     }
                 }
             }
@@ -426,11 +438,20 @@ fn a_full_log_ends_where_it_did() {
     assert!(kept > 30);
     assert_eq!(log.bounds().end, Lsn(kept + 1));
     assert_eq!(all(&mut log), records(1..kept + 1));
-    // A smaller one may still fit, across a roll of the segment too.
-    while log.append(&records(kept + 1..kept + 2)).is_ok() {
+    // A smaller one may still fit, across a roll of the segment too. Nothing is left of what did not fit.
+    let mut expected = records(1..kept + 1);
+    loop {
+        let smaller = record_of(1, kept + 1, 20);
+        if log.append(std::slice::from_ref(&smaller)).is_err() {
+            break;
+        }
+        expected.push(smaller);
         kept += 1;
     }
+    assert!(expected.iter().any(|record| record.entry.payload[0] == 1 ^ record.lsn().0 as u8), "none was that small");
     assert_eq!(log.sync().unwrap(), Lsn(kept));
+    assert_eq!(all(&mut log), expected);
+    assert_eq!(all(&mut open(image(dir.path()).path())), expected);
     log.truncate_after(Lsn(20)).unwrap();
     log.append(&records(21..25)).unwrap();
     log.sync().unwrap();

@@ -426,7 +426,7 @@ fn a_full_disk_costs_nothing() {
         let dir = scratch();
         let options = FileLogOptions { segment_bytes: 700, zero_ahead_bytes: 200, bytes_max: None };
         let mut log = FileLog::open(dir.path(), options).expect("a log");
-        let list: Vec<_> = (1..=20).map(|lsn| record(1, lsn, 60)).collect();
+        let mut list: Vec<_> = (1..=20).map(|lsn| record(1, lsn, 60)).collect();
         log.append(&list[..5]).expect("an append");
         log.sync().expect("a sync");
         probe::with(|probe| probe.space = Some(space * 9));
@@ -445,6 +445,9 @@ fn a_full_disk_costs_nothing() {
         probe::with(|probe| probe.space = None);
         assert_eq!(log.sync().expect("a sync: what was appended has its place"), Lsn(kept as u64));
         assert_eq!(all(&mut log), list[..kept]);
+        // Other records than those that did not fit: nothing of them is left.
+        list.truncate(kept);
+        list.extend((kept + 1..=20).map(|lsn| record(2, lsn, 60)));
         log.append(&list[kept..]).expect("there is space again");
         log.sync().expect("a sync");
         drop(log);
