@@ -267,8 +267,9 @@ impl Oracle {
     }
 
     /// The epoch is older than one that has opened, and what the client still gets in it is excused.
-    fn is_outdated(&self, epoch: Epoch) -> bool {
-        self.reigns.range(epoch..).skip(1).any(|(_, reign)| reign.opened.is_some())
+    fn is_outdated(&self, epoch: Epoch, level: Level) -> bool {
+        let excused = self.policies > 0 || self.forced || level == Level::Local;
+        excused && self.reigns.range(epoch..).skip(1).any(|(_, reign)| reign.opened.is_some())
     }
 
     pub fn on_done(
@@ -300,7 +301,7 @@ impl Oracle {
         let Some((_, lsn)) = place.filter(|_| reply.is_some()) else { return };
         let Some((epoch, sent)) = client.reply_sent.get(&request).copied() else { return };
         self.check_one_primary(at, epoch, sent, self.effective(level));
-        if self.is_outdated(epoch) {
+        if self.is_outdated(epoch, self.effective(level)) {
             return;
         }
         // The LSN of a repeated request may lie below what completed since it was first asked.
@@ -326,7 +327,7 @@ impl Oracle {
         let level = self.effective(asked.level);
         self.seen.push(Seen { client: at, epoch, lsn, key: asked.key, level, result: result.clone() });
         self.check_one_primary(at, epoch, sent, level);
-        if self.is_outdated(epoch) {
+        if self.is_outdated(epoch, level) {
             return;
         }
         if lsn < asked.floor {

@@ -201,7 +201,8 @@ impl Plan {
                 self.primary.lowest = Level::Stable;
                 self.primary.suspend_after_us = 1_000_000;
                 self.backup_at = Some(0);
-                (self.queries, self.clients, self.calls) = (50, 4, 60);
+                (self.queries, self.clients, self.calls, self.think_us) = (85, 5, 100, 4_000);
+                self.odd_calls = 0;
                 (self.lan_us, self.wan_us) = ((50, 100), (50, 500));
             }
             Rule::UnknownEpochSuperseded => {
