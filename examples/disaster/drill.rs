@@ -149,11 +149,11 @@ async fn bring_disaster(service: &mut Service, screen: &Screen, started: Instant
     }
     moments.killed = clock.now();
     service.primary.process.kill().await?;
-    std::fs::remove_dir_all(&service.primary.folder)?;
     service.kill_clients(end.deaths).await?;
+    std::fs::remove_dir_all(&service.primary.folder)?;
     let (delta_entries, delta_bytes) = status.map_or((0, 0), |status| (status.delta_entries, status.delta_bytes));
     let delta = grouped(delta_entries);
-    screen.phase(&format!("SIGKILL, folder deleted: {delta} entries were on the primary alone; promoting"));
+    screen.phase(&format!("SIGKILL, folder deleted, with a delta of {delta} entries; promoting"));
 
     moments.promoted = clock.now();
     service.backup.admin.promote(false, RecoveryPolicy::Wait).await?;

@@ -183,12 +183,27 @@ async fn with_log(part: impl Future<Output = Result<()>>) -> Result<()> {
 
 /// The drill, unless somebody stops it: then everything it started is dropped, which ends it.
 async fn until_interrupted(arguments: Arguments) -> Result<bool> {
-    let mut terminated = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     tokio::select! {
         result = drills(arguments) => result,
-        _ = tokio::signal::ctrl_c() => Err("interrupted".into()),
-        _ = terminated.recv() => Err("terminated".into()),
+        signal = stopped() => Err(signal?.into()),
     }
+}
+
+#[cfg(unix)]
+async fn stopped() -> Result<&'static str> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (mut terminate, mut hangup) = (signal(SignalKind::terminate())?, signal(SignalKind::hangup())?);
+    tokio::select! {
+        result = tokio::signal::ctrl_c() => Ok(result.map(|()| "interrupted")?),
+        _ = terminate.recv() => Ok("terminated"),
+        _ = hangup.recv() => Ok("nobody is watching any more"),
+    }
+}
+
+#[cfg(not(unix))]
+async fn stopped() -> Result<&'static str> {
+    tokio::signal::ctrl_c().await?;
+    Ok("interrupted")
 }
 
 async fn drills(arguments: Arguments) -> Result<bool> {

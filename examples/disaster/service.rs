@@ -84,6 +84,9 @@ impl Service {
     pub(crate) async fn start(plan: Plan) -> Result<Service> {
         let (near, far) = (Relay::start(plan.client_rtt)?, Relay::start(plan.client_rtt)?);
         let link = Relay::start(plan.rtt)?;
+        if plan.folder.exists() {
+            return Err(format!("{} exists: a drill starts from nothing", plan.folder.display()).into());
+        }
         let logs = plan.folder.join("logs");
         std::fs::create_dir_all(&logs)?;
         let mut primary = Node::start("primary", &plan, &logs, near.endpoint(), None, &[&near, &link]).await?;

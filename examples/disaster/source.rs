@@ -128,7 +128,7 @@ impl Source {
     pub(crate) fn save(&self, path: &Path) -> io::Result<()> {
         let files: Vec<Value> = self.files.iter().map(|file| json!([file.path, file.length, file.modified])).collect();
         // A root that is not UTF-8 cannot be written down; the files below it could not be opened by the clients.
-        let root = self.root.to_str().ok_or(io::ErrorKind::InvalidInput)?;
+        let root = self.root.to_str().ok_or_else(|| io::Error::other("the folder's path is not UTF-8"))?;
         fs::write(path, json!({ "root": root, "files": files }).to_string())
     }
 
