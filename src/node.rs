@@ -7,12 +7,9 @@ use bytes::Bytes;
 
 use crate::error::Error;
 use crate::log::{ClientId, Entry, GapPolicy, Lsn, Record, Time};
+pub use crate::message::Conn;
 use crate::message::{BackupMessage, ClientMessage, NodeMessage, PrimaryMessage};
 use crate::store::{Marks, Missing};
-
-/// A stream, numbered by the shell; never reused within a process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Conn(pub u64);
 
 /// Into a node's core.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
