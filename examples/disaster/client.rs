@@ -274,6 +274,11 @@ impl Load {
         let started = Instant::now();
         // The number is taken here, in the order of the serials; only the waiting happens elsewhere.
         let writing = self.client.write(payload);
+        let number = writing.request().map(|request| request.0);
+        if self.careful && serial < SECOND_LIFE && number != Some(serial) {
+            // A second life could not tell which outcome belongs to which command.
+            return Err(format!("write {serial} has the number {number:?}").into());
+        }
         self.writes.spawn(async move {
             let outcome = writing.await;
             let latency = micros(started.elapsed());

@@ -103,6 +103,12 @@ impl Relay {
         self.address
     }
 
+    /// Bytes on the wire now.
+    #[cfg(test)]
+    fn on_wire(&self) -> usize {
+        self.link.lanes.lock().iter().filter_map(Weak::upgrade).map(|lane| lane.wire.lock().bytes).sum()
+    }
+
     /// Severs the link and returns how many bytes were on the wire.
     pub(crate) fn cut(&self) -> u64 {
         self.link.cut.store(true, Ordering::SeqCst);
@@ -396,14 +402,15 @@ mod tests {
 
     #[test]
     fn a_cut_loses_what_is_on_the_wire_and_tells_nobody() {
-        let (relay, mut near, mut far) = ends(Duration::from_millis(400));
-        near.write_all(b"before").expect("a write");
-        far.read_exact(&mut [0; 6]).expect("it arrives");
+        let (relay, mut near, mut far) = ends(Duration::from_secs(2));
         near.write_all(b"on the wire").expect("a write");
-        thread::sleep(Duration::from_millis(50));
+        let start = Instant::now();
+        while relay.on_wire() < 11 && start.elapsed() < PATIENCE {
+            thread::sleep(Duration::from_millis(1));
+        }
         assert_eq!(relay.cut(), 11);
         near.write_all(b"after").expect("the sender does not know");
-        thread::sleep(Duration::from_millis(300));
+        thread::sleep(Duration::from_millis(1200));
         assert!(is_silent(&mut far) && is_silent(&mut near));
         let mut late = TcpStream::connect(relay.address()).expect("a call into the void is not refused");
         assert!(is_silent(&mut late));
