@@ -28,6 +28,7 @@
 //! Not here: threads and group commit. A node has a thread that appends what is at hand and syncs once.
 
 mod cache;
+mod cut;
 mod disk;
 mod frame;
 mod log;

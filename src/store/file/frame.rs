@@ -319,6 +319,10 @@ impl Window {
         let skip = match inside {
             Some(skip) => skip,
             None => {
+                if self.bytes.capacity() > 4 * Self::AHEAD {
+                    // A large record is not remembered for ever.
+                    self.bytes = Vec::new();
+                }
                 self.bytes.resize(length.max(Self::AHEAD.min(left)), 0);
                 self.start = at;
                 let read = match file.read_at(at, &mut self.bytes) {

@@ -1,14 +1,9 @@
-//! The log in a directory: segments, the marks, and how a tail is cut.
+//! The log in a directory: segments and the marks. How a tail is cut is in `cut.rs`.
 //!
 //! The last segment is a [`Tape`] that is written to; those before it are complete and durable, because a segment gets
 //! its name only after the one before it was synced. So only the last one can end in a torn write, and in every other
 //! a record that cannot be read is damage. Appends go to memory; when they outgrow the segment, the next one is
 //! prepared under a `new-` name, and named when its turn comes.
-//!
-//! **A cut** first copies the tail into a `cut-….pending` file. Its rename is the moment of the cut: from then on the
-//! directory *means* the shorter log, and [`finish_cut`] makes it so, now or at the next opening: it removes the
-//! segments behind the cut and replaces the one it goes through by a copy with a new salt, in which nothing of the
-//! old tail can be mistaken for a record. Then the file loses its `.pending`.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
@@ -16,6 +11,7 @@ use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use super::cut::{PENDING, finish_cut, segment, segments};
 use super::disk::{self, DiskFile};
 use super::frame::{FRAME, Found, HEAD, Head, Kind, Window, damage};
 use super::tape::Tape;
@@ -433,11 +429,10 @@ impl LogStore for FileLog {
         check_dense(Lsn(self.next), records)?;
         let tapes = self.tapes.len();
         let back = self.tapes.back().map(|tape| (tape.next(), tape.end()));
-        let appended = self.append_all(records);
-        if appended.is_ok() {
+        let Err(error) = self.append_all(records) else {
             self.next += records.len() as u64;
             return Ok(());
-        }
+        };
         for tape in self.tapes.drain(tapes..) {
             let _ = disk::remove(tape.path());
         }
@@ -445,7 +440,11 @@ impl LogStore for FileLog {
             tape.take_back(next, end);
         }
         self.places.split_off(&self.next);
-        appended
+        if error.kind() == io::ErrorKind::StorageFull {
+            let why = format!("{error}; nothing was appended, and it can be tried again when there is room");
+            return Err(io::Error::new(error.kind(), why));
+        }
+        Err(error)
     }
 
     fn sync(&mut self) -> io::Result<Lsn> {
@@ -472,64 +471,4 @@ impl Drop for FileLog {
             let _ = self.tapes[0].seal();
         }
     }
-}
-
-/// The end of the name of a cut that is decided and not carried out.
-const PENDING: &str = ".pending";
-
-fn segment(dir: &Path, first: u64) -> PathBuf {
-    dir.join(format!("log-{first:020}"))
-}
-
-/// The first LSNs of the segments in a directory, in order.
-fn segments(dir: &Path) -> io::Result<Vec<u64>> {
-    let names = names(dir)?;
-    let numbers = names.iter().filter_map(|name| name.strip_prefix("log-"));
-    let mut firsts: Vec<u64> = numbers.filter_map(|number| number.parse().ok()).collect();
-    firsts.sort_unstable();
-    Ok(firsts)
-}
-
-/// Makes the log end where the file `pending` says. May be interrupted and repeated at will.
-fn finish_cut(dir: &Path, pending: &Path) -> io::Result<()> {
-    let head = Head::read(&mut DiskFile::open(pending)?, Kind::Cut, None)?;
-    let last = head.first - 1;
-    let firsts = segments(dir)?;
-    for first in firsts.iter().rev().filter(|first| **first > last) {
-        let (path, spare) = (segment(dir, *first), dir.join("spare"));
-        if spare.exists() { disk::remove(&path)? } else { disk::rename(&path, &spare)? }
-    }
-    if let Some(first) = firsts.iter().rev().find(|first| **first <= last) {
-        copy_segment(dir, *first, last, head.id)?;
-    }
-    disk::sync_dir(dir)?;
-    let name = pending.to_string_lossy();
-    disk::rename(pending, Path::new(name.strip_suffix(PENDING).unwrap_or(&name)))?;
-    disk::sync_dir(dir)
-}
-
-/// Replaces the segment that begins at `first` by one that ends with `last`.
-fn copy_segment(dir: &Path, first: u64, last: u64, id: u128) -> io::Result<()> {
-    let path = segment(dir, first);
-    let mut old = DiskFile::open(&path)?;
-    let head = Head::read(&mut old, Kind::Segment, Some(id))?;
-    let length = old.len()?;
-    let new = Head::new(Kind::Segment, id, first);
-    let mut tape = Tape::create(&dir.join(format!("new-log-{first:020}")), None, new)?;
-    let mut window = Window::default();
-    let mut at = HEAD;
-    while tape.next() <= last {
-        match window.look(&mut old, head.salt, at, length)? {
-            Found::Frame(frame, content) if frame.sequence == tape.next() && !frame.seal => {
-                tape.push(last, |out| out.extend_from_slice(content))?;
-                at += frame.size() as u64;
-            }
-            _ => return Err(damage(&path, at, &format!("record {} cannot be read", tape.next())).into()),
-        }
-        if tape.end() - tape.written() >= 1 << 20 {
-            tape.write()?;
-        }
-    }
-    tape.sync()?;
-    tape.rename(&path)
 }
