@@ -650,7 +650,7 @@ impl Recovery {
             () if !walk.gaps.is_empty() => "gaps",
             () => "concluding",
         };
-        let lost_by_stop = walk.gaps.first().map_or(0, |gap| self.observed().max(known).0 + 1 - gap.start.0);
+        let lost_by_stop = walk.gaps.first().map_or(0, |gap| self.observed().max(known).next().0 - gap.start.0);
         let owed = self.reporters.values().flat_map(|reporter| reporter.wanted.values().chain(reporter.asked.values()));
         let owed: u64 = owed.map(|length| u64::from(*length)).sum();
         let pulled_bytes = self.payloads.values().map(|(_, payload)| payload.len() as u64).sum();

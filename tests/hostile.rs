@@ -546,7 +546,7 @@ impl Node {
         let (epoch, end) = (core.epoch(), core.state().end());
         let client = ClientId(100 + u128::from(conn.0));
         let session = core.state().session(client);
-        forge.next = session.map_or(Request(1), |session| session.next);
+        forge.next = session.map_or(Request(1), |session| Request(session.next.0.min(1 << 50)));
         let last = core.state().epoch();
         if forge.below(3) == 0 {
             let attach = Attach {

@@ -69,6 +69,7 @@ impl Primary {
         }
         let greeted = self.streams.get(&conn).is_some_and(|stream| stream.greeted);
         let done = match message {
+            ClientMessage::Hello(_) if greeted => Err(Error::new(Code::Protocol, "a second hello on a stream")),
             ClientMessage::Hello(hello) => self.on_hello(conn, &hello, out),
             _ if !greeted => Err(Error::new(Code::Protocol, "the first message of a stream is a hello")),
             ClientMessage::Attach(attach) => self.on_attach(now, conn, attach, out),
@@ -375,7 +376,7 @@ impl Primary {
         }
         let window = self.settings.window;
         let live = self.live_at(conn);
-        if write.request > live.next {
+        if write.request > live.next || write.request == Request(u64::MAX) {
             let why = format!("request {} where {} is next: numbers are dense", write.request, live.next);
             return Err(Error::new(Code::Protocol, why));
         }
