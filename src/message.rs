@@ -25,6 +25,10 @@ pub const VERSION: u32 = 1;
 /// The optional features this build has, as bits. None is defined yet.
 pub const FEATURES: u64 = 0;
 
+/// About how many bytes one frame, or one answer to a pull, takes: what is more goes into the next. A single payload or
+/// reply may be larger.
+pub const FRAME_BYTES: u64 = 256 << 10;
+
 /// A node's role as it tells clients and operators.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]

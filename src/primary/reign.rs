@@ -162,7 +162,8 @@ impl Primary {
             asked: VecDeque::new(),
             executing: None,
             replies: BTreeMap::new(),
-            reads: Vec::new(),
+            reads: VecDeque::new(),
+            released_logged: Lsn(0),
             streams: BTreeMap::new(),
             attached: BTreeMap::new(),
             admissions: BTreeSet::new(),
@@ -255,6 +256,7 @@ impl Primary {
         self.epoch = epoch;
         self.base = self.state.end();
         self.water = Watermarks::new(self.base, Lsn(0));
+        self.released_logged = Lsn(0);
         self.unstable = Unstable::new(self.base.next());
         for stream in self.streams.values_mut() {
             stream.attach = None;
