@@ -104,7 +104,11 @@ impl Primary {
             complete: clean || !started || state.start().log_before_send && !takeover,
             in_sync: !takeover || marks.in_sync,
         };
+        // Whether the reign opened: without a backup that is for the own log to say.
+        let opened = state.start().target == Target::Own
+            || state.reigns_from(state.epoch()).first().is_some_and(|reign| marks.stable >= reign.start);
         let same_reign = started
+            && opened
             && state.start().log_before_send
             && settings.log_before_send
             && state.epoch() == marks.promised
@@ -363,6 +367,11 @@ impl Primary {
             // Whatever lies below was made stable with it.
             self.water.stabilize(start);
             self.unstable.release(start);
+            if self.logs_first() && self.beginning.target != Target::Own {
+                // A restart goes on in this reign only if it knows that it opened.
+                self.marks.stable = start;
+                self.save_marks(out);
+            }
             let report = Box::new(self.state.start().clone());
             out.push(Output::Event(NodeEvent::Opened { report, epoch: self.epoch, start }));
             self.open(now, out);
