@@ -232,7 +232,7 @@ impl Forge {
         }
     }
 
-    fn from_client(&mut self) -> ClientMessage {
+    fn client_says(&mut self) -> ClientMessage {
         match self.below(8) {
             0 => ClientMessage::Hello(Hello {
                 version: VERSION,
@@ -275,7 +275,7 @@ impl Forge {
         }
     }
 
-    fn from_backup(&mut self) -> BackupMessage {
+    fn backup_says(&mut self) -> BackupMessage {
         match self.below(6) {
             0 => BackupMessage::Hello(PeerHello {
                 version: VERSION,
@@ -302,7 +302,7 @@ impl Forge {
         }
     }
 
-    fn from_primary(&mut self) -> PrimaryMessage {
+    fn primary_says(&mut self) -> PrimaryMessage {
         match self.below(8) {
             0 => PrimaryMessage::Welcome {
                 version: VERSION,
@@ -324,7 +324,7 @@ impl Forge {
         }
     }
 
-    fn from_node(&mut self) -> NodeMessage {
+    fn node_says(&mut self) -> NodeMessage {
         match self.below(10) {
             0 | 1 => NodeMessage::Status(Status {
                 version: VERSION,
@@ -604,10 +604,10 @@ impl Node {
                 Input::Admin(Admin::Promote { force: forge.below(2) == 0, policy: RecoveryPolicy::Wait })
             }
             6..13 => match self.core {
-                Core::Primary(_) => Input::FromBackup(Conn(10), forge.from_backup()),
-                Core::Backup(_) => Input::FromPrimary(Conn(10), forge.from_primary()),
+                Core::Primary(_) => Input::FromBackup(Conn(10), forge.backup_says()),
+                Core::Backup(_) => Input::FromPrimary(Conn(10), forge.primary_says()),
             },
-            _ => Input::Client(conn, forge.from_client()),
+            _ => Input::Client(conn, forge.client_says()),
         };
         self.give(input);
     }
@@ -646,7 +646,7 @@ fn client(seeds: &[u64]) {
             0 => ClientInput::Gone(conn),
             1 => ClientInput::Connected(conn),
             2 => ClientInput::Tick,
-            _ => ClientInput::Message(conn, forge.from_node()),
+            _ => ClientInput::Message(conn, forge.node_says()),
         });
         pending.push_back(ClientInput::Flush);
         while let Some(input) = pending.pop_front() {

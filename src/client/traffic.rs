@@ -1,10 +1,10 @@
 //! The traffic of an established session: frames in, which the cache has before anything follows from them, and
 //! frames out, as window and cache have room.
 
-use super::{Client, ClientOutput, Command, FRAME_BYTES, Live};
+use super::{Client, ClientOutput, Command, Live};
 use crate::client::image::CacheOp;
 use crate::log::{Digest, HEADER_COST, Level, Request, Time};
-use crate::message::{ClientFrame, ClientMessage, NodeFrame, Outcome, Query, Response, Write};
+use crate::message::{ClientFrame, ClientMessage, FRAME_BYTES, NodeFrame, Outcome, Query, Response, Write};
 use crate::rule::{self, Rule};
 use bytes::Bytes;
 
@@ -41,7 +41,7 @@ impl Client {
             self.gate(output);
         }
         for result in results {
-            if self.asking.remove(&result.id).is_some() {
+            if self.asking.remove(&result.id).is_some_and(|asking| !asking.forgotten) {
                 self.gate(ClientOutput::Result { id: result.id, result: result.result });
             }
         }
@@ -102,7 +102,12 @@ impl Client {
             if !rule::on(Rule::ResendInOrder) {
                 frame.writes.reverse();
             }
+            let mut bytes: u64 = frame.writes.iter().map(|write| write.payload.len() as u64 + HEADER_COST).sum();
             for (id, asking) in self.asking.iter_mut().filter(|(_, asking)| !asking.sent) {
+                if bytes >= FRAME_BYTES {
+                    break;
+                }
+                bytes += asking.payload.len() as u64 + HEADER_COST;
                 asking.sent = true;
                 frame.queries.push(Query { id: *id, level: asking.level, payload: asking.payload.clone() });
             }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, broadcast, mpsc, oneshot, watch};
+use tokio::sync::{Notify, broadcast, mpsc, oneshot, watch};
 
 use super::{Clock, NetSettings, random_u128};
 use crate::client::{CacheImage, CacheOp, Client, ClientEvent, ClientSettings, Identity};
@@ -176,8 +176,9 @@ struct Shared {
     inner: Mutex<Inner>,
     /// Rung by calls: the core has something to send.
     bell: Notify,
+    /// Rung by the driver: there may be room for more queries.
+    room: Notify,
     view: watch::Sender<View>,
-    reads: Arc<Semaphore>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -194,7 +195,7 @@ struct Inner {
     writes: HashMap<Request, Vec<oneshot::Sender<WriteOutcome>>>,
     /// Outcomes nobody was waiting for.
     outcomes: BTreeMap<Request, WriteOutcome>,
-    reads: HashMap<u64, (oneshot::Sender<Result<Bytes>>, OwnedSemaphorePermit)>,
+    reads: HashMap<u64, oneshot::Sender<Result<Bytes>>>,
     flushes: HashMap<u64, oneshot::Sender<()>>,
     ended: Option<Error>,
 }
@@ -226,7 +227,7 @@ impl Inner {
                 let _ = waiter.send(WriteOutcome::Unknown { request, error: error.clone() });
             }
         }
-        for (reader, _) in std::mem::take(&mut self.reads).into_values() {
+        for reader in std::mem::take(&mut self.reads).into_values() {
             let _ = reader.send(Err(error.clone()));
         }
         self.flushes.clear();
@@ -355,7 +356,6 @@ impl TaggedClientBuilder {
         image.apply(&CacheOp::Identity(identity));
         let clock = Clock::new();
         let mut out = Vec::new();
-        let queries_max = settings.queries_max;
         let core = Client::new(settings, image, clock.now(), &mut out);
         let (events, _) = broadcast::channel(EVENTS_MAX);
         let inner = Inner {
@@ -369,8 +369,8 @@ impl TaggedClientBuilder {
         let shared = Arc::new(Shared {
             inner: Mutex::new(inner),
             bell: Notify::new(),
+            room: Notify::new(),
             view: watch::Sender::new(View::default()),
-            reads: Arc::new(Semaphore::new(queries_max)),
         });
         let cache = cache.map(cache::Cache::spawn).transpose()?;
         let (closing, closed) = watch::channel(false);
@@ -510,14 +510,24 @@ impl TaggedClient {
     async fn ask(&self, query: Bytes, level: Level) -> Result<Bytes> {
         let shared = &self.running.shared;
         let closed = || Error::new(Code::Closed, "the client was dropped");
-        let permit = Arc::clone(&shared.reads).acquire_owned().await.map_err(|_| closed())?;
         let (reader, result) = oneshot::channel();
-        let id = {
-            let mut inner = shared.inner.lock();
-            inner.check()?;
-            let id = inner.core.query(query, level)?;
-            inner.reads.insert(id, (reader, permit));
-            id
+        let id = loop {
+            let room = shared.room.notified();
+            tokio::pin!(room);
+            room.as_mut().enable();
+            {
+                let mut inner = shared.inner.lock();
+                inner.check()?;
+                match inner.core.query(query.clone(), level) {
+                    Err(error) if error.code() == Code::Busy => {}
+                    asked => {
+                        let id = asked?;
+                        inner.reads.insert(id, reader);
+                        break id;
+                    }
+                }
+            }
+            room.await;
         };
         shared.bell.notify_one();
         let guard = Forget { shared, id };
@@ -621,9 +631,8 @@ struct Forget<'a> {
 impl Drop for Forget<'_> {
     fn drop(&mut self) {
         let mut inner = self.shared.inner.lock();
-        if inner.core.forget_query(self.id) {
-            inner.reads.remove(&self.id);
-        }
+        inner.core.forget_query(self.id);
+        inner.reads.remove(&self.id);
     }
 }
 

@@ -21,6 +21,7 @@ mod network;
 mod node;
 mod oracle;
 mod plan;
+mod scenarios;
 mod world;
 
 use std::cell::RefCell;

@@ -118,6 +118,8 @@ impl Driver {
             for conn in std::mem::take(&mut self.stuck) {
                 self.step(&mut inner, ClientInput::Gone(conn));
             }
+            drop(inner);
+            shared.room.notify_waiters();
         }
         let dropped = Error::new(Code::Closed, "the session is closed");
         shared.inner.lock().end(&dropped);
@@ -125,7 +127,7 @@ impl Driver {
             view.attached = None;
             view.ended.get_or_insert(dropped);
         });
-        shared.reads.close();
+        shared.room.notify_waiters();
     }
 
     fn take_stored(&mut self, inner: &mut Inner) {
@@ -194,7 +196,7 @@ impl Driver {
                     Outcome::Superseded => WriteOutcome::Superseded { request },
                 }),
                 ClientOutput::Result { id, result } => {
-                    if let Some((reader, _)) = inner.reads.remove(&id) {
+                    if let Some(reader) = inner.reads.remove(&id) {
                         // A reader that went away is no loss.
                         let _ = reader.send(result);
                     }
