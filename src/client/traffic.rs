@@ -22,6 +22,11 @@ impl Client {
         if !manifest.is_empty() {
             self.keep(CacheOp::Headers(manifest));
         }
+        // In this order, for a crash may leave the cache with a part of it: what was observed must be explained by
+        // headers and tags, and what is answered was observed.
+        for response in &responses {
+            self.keep_tag(response);
+        }
         let replied = responses.iter().filter(|response| response.outcome.is_some());
         let replied = replied.filter_map(|response| response.tag.map(|tag| tag.lsn));
         let observed = replied.chain(results.iter().map(|result| result.lsn)).max();
@@ -54,17 +59,22 @@ impl Client {
         }
     }
 
-    /// Keeps a response's tag and reply. What the application is to hear follows once the cache has them.
+    /// Keeps a response's tag: the command is held.
+    fn keep_tag(&mut self, response: &Response) {
+        let Some(command) = self.image.commands.get(&response.request).filter(|command| command.reply.is_none()) else {
+            return;
+        };
+        if let Some(tag) = response.tag.filter(|tag| command.tag != Some(*tag)) {
+            self.keep(CacheOp::Tag { request: response.request, tag });
+        }
+    }
+
+    /// Keeps a response's reply. What the application is to hear follows once the cache has it.
     pub(super) fn on_response(&mut self, response: Response) -> Option<ClientOutput> {
         let Response { request, tag, outcome } = response;
         let command = self.image.commands.get(&request)?;
         if command.reply.is_some() {
             return None;
-        }
-        if let Some(tag) = tag
-            && command.tag != Some(tag)
-        {
-            self.keep(CacheOp::Tag { request, tag });
         }
         let outcome = outcome?;
         match &outcome {

@@ -343,7 +343,7 @@ impl Primary {
     fn on_result(&mut self, asked: Asked, lsn: Lsn, result: Bytes) {
         let Asked { conn, id, level, .. } = asked;
         let level = if rule::on(Rule::ReadLevel) { self.effective(level) } else { Level::Local };
-        let echo = self.ask_echo();
+        let echo = self.ask_echo(level);
         if echo == 0 && self.is_met(level, lsn) {
             self.answer_query(conn, id, lsn, result);
         } else {
@@ -359,11 +359,13 @@ impl Primary {
         }
     }
 
-    /// I8 rests on this: at lowest level `Stable` a takeover concludes without anybody's report, so only the backup can tell that
-    /// there was none: a query waits for its echo.
-    fn ask_echo(&mut self) -> u64 {
+    /// I8 rests on this: where a takeover concludes without anybody's report, only the backup can tell that there was
+    /// none, and a query waits for its echo. That is so at lowest level `Stable`, and for a query that asks for more in
+    /// a `Local` service.
+    fn ask_echo(&mut self, level: Level) -> u64 {
         let backed = matches!(self.state.target(), Target::Backup(_)) && self.counts_backup;
-        if self.state.lowest() != Level::Stable || !backed || !rule::on(Rule::ReadEcho) {
+        let unheard = self.state.lowest() != Level::Tagged && level == Level::Stable;
+        if !unheard || !backed || !rule::on(Rule::ReadEcho) {
             return 0;
         }
         self.next_echo()

@@ -147,7 +147,7 @@ impl Plan {
         };
         let client = ClientSettings {
             unsent_bytes_max: 64 << 20,
-            cache_bytes_max: if tiny { dice.between(8_192, 12_000) } else { 1 << 20 },
+            cache_bytes_max: if dice.percent(30) { dice.between(8_192, 12_000) } else { 1 << 20 },
             confirm_delay_us: dice.between(100, 4_000),
             queries_max: 32,
             volatile: false,

@@ -950,8 +950,8 @@ fn goes_on(primary: &tagalong::primary::Primary) -> bool {
 
 fn brief(parcel: &Parcel) -> String {
     let mut text = format!("{parcel:?}");
-    if text.len() > 700 {
-        text.truncate((0..=700).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0));
+    if text.len() > 1_500 {
+        text.truncate((0..=1_500).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0));
         text.push('…');
     }
     text
