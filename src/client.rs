@@ -31,7 +31,7 @@ pub use image::{CacheImage, CacheOp, Command, Identity, Verdict, verdict};
 
 /// Items in one part of a report.
 const REPORT_ITEMS: usize = 1024;
-/// Bytes of payload in one answer to a pull, and of commands in one frame.
+/// Bytes of payload in one answer to a pull, and of commands and queries in one frame.
 const FRAME_BYTES: u64 = 256 << 10;
 
 /// How a client behaves. Plain data; every bound is in the unit its name ends in.

@@ -46,6 +46,9 @@ pub use client::{
 pub use node::NodeEvents;
 pub use primary::{Opened, Primary, PrimaryBuilder, Recovery};
 
+/// What may travel in one message with the largest command or result.
+const JOINED_BYTES: usize = 2 << 20;
+
 /// How streams are dialled and kept. Plain data; the defaults suit a local network and a WAN of up to some 200 ms.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -64,7 +67,9 @@ pub struct NetSettings {
     pub stream_window_bytes: u32,
     /// HTTP/2 flow-control window of the replication stream, in bytes: at least bandwidth × round trip.
     pub replication_window_bytes: u32,
-    /// The largest message taken from a peer, in bytes. A command of `command_bytes_max` must fit, with room for others.
+    /// The largest message taken from a peer, in bytes. A command of `command_bytes_max` must fit, with room for others,
+    /// and so must whatever the state machine answers to one. A larger result of a query is refused. Clients should have
+    /// the same value as the nodes, or a higher one.
     pub message_bytes_max: usize,
     /// Messages that wait for a node's sequencer or a client's driver, and messages that wait to be sent on one stream.
     pub queue_max: usize,

@@ -102,7 +102,13 @@ impl Client {
             if !rule::on(Rule::ResendInOrder) {
                 frame.writes.reverse();
             }
+            // A frame has to fit into a message, whatever there is to ask: the rest goes with the next one.
+            let mut bytes: u64 = frame.writes.iter().map(|write| write.payload.len() as u64 + HEADER_COST).sum();
             for (id, asking) in self.asking.iter_mut().filter(|(_, asking)| !asking.sent) {
+                if bytes >= FRAME_BYTES {
+                    break;
+                }
+                bytes += asking.payload.len() as u64 + HEADER_COST;
                 asking.sent = true;
                 frame.queries.push(Query { id: *id, level: asking.level, payload: asking.payload.clone() });
             }

@@ -6,13 +6,19 @@ use super::order::{Asked, Queued};
 use super::{Phase, Primary};
 use crate::client::image::rolled_back;
 use crate::error::{Code, Error};
-use crate::log::{Body, ClientId, Level, Lsn, Request, Target, Time};
+use crate::log::{Body, ClientId, HEADER_COST, Level, Lsn, Request, Target, Time};
 use crate::message::{
-    Attach, ClientFrame, ClientMessage, Hello, NodeFrame, NodeMessage, QueryResult, Response, VERSION, Welcome, Write,
+    Attach, ClientFrame, ClientMessage, Hello, NodeFrame, NodeMessage, Outcome, QueryResult, Response, VERSION,
+    Welcome, Write,
 };
 use crate::node::{Conn, NodeEvent, Output};
 use crate::rule::{self, Rule};
 use crate::session::Standing;
+
+/// Bytes of replies and results in one frame, but for the last of them.
+const FRAME_BYTES: u64 = 256 << 10;
+/// Headers in the manifest of one frame.
+const MANIFEST_MAX: usize = 4096;
 
 /// A client's stream.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Default)]
@@ -448,62 +454,102 @@ impl Primary {
         }
     }
 
-    /// Writes one frame to every stream that has something to say.
+    /// Writes to every stream what there is to say, in as many frames as it takes.
     ///
     /// The manifest rule: whatever a frame reveals up to LSN n, it names every entry up to n that is neither stable
     /// nor confirmed and was not yet written to this stream, as tag or as header, the receiver's own among them.
     pub(super) fn write_frames(&mut self, out: &mut Vec<Output>) {
-        let stable = self.water.stable();
-        let manifests = self.state.lowest() != Level::Local && rule::on(Rule::Manifest);
         for conn in std::mem::take(&mut self.dirty) {
-            let Some(live) = self.streams.get_mut(&conn).and_then(|stream| stream.live.as_mut()) else {
-                continue;
-            };
-            let news = live.push && stable > live.stable_sent;
-            if live.responses.is_empty() && live.results.is_empty() && !news {
-                continue;
-            }
-            let replied = live.responses.iter().filter(|(_, response)| response.outcome.is_some()).map(|(lsn, _)| *lsn);
-            let revealed = replied.chain(live.results.iter().map(|result| result.lsn)).max().unwrap_or(Lsn(0));
-            let mut tags: Vec<Lsn> = live.responses.iter().map(|(lsn, _)| *lsn).filter(|lsn| *lsn > stable).collect();
-            tags.sort_unstable();
-            let mut frame = NodeFrame { epoch: self.epoch, stable, ..NodeFrame::default() };
-            let mut headers = Vec::new();
-            if manifests {
-                for lsn in self.unstable.unconfirmed_in(live.manifest_upto.max(stable), revealed) {
-                    let Some(record) = self.unstable.get(lsn) else {
-                        continue;
-                    };
-                    let header = &record.entry.header;
-                    let own = header.origin.is_some_and(|origin| origin.client == live.client);
-                    if tags.binary_search(&lsn).is_ok() || (own && !rule::on(Rule::ManifestOwn)) {
-                        continue;
-                    }
-                    // A command is confirmed by its origin alone; a system entry by whoever holds its header.
-                    if header.body != Body::Command && header.body != Body::Noop {
-                        headers.push(lsn);
-                    }
-                    frame.manifest.push(header.clone());
-                }
-                live.manifest_upto = live.manifest_upto.max(revealed);
-            }
-            live.seq += 1;
-            frame.seq = live.seq;
-            frame.responses = live.responses.drain(..).map(|(_, response)| response).collect();
-            frame.results = std::mem::take(&mut live.results);
-            live.owes = live.owes.max(tags.last().copied().unwrap_or_default()).max(revealed);
-            live.stable_sent = stable;
-            live.push = false;
-            if rule::on(Rule::ConfirmByOrigin) {
-                if !tags.is_empty() || !headers.is_empty() {
-                    live.sent.push_back(Sent { seq: live.seq, tags, headers });
-                }
-            } else {
-                tags.iter().chain(&headers).for_each(|lsn| self.unstable.confirm(*lsn));
-            }
-            out.push(Output::ToClient(conn, NodeMessage::Frame(frame)));
+            while self.write_frame(conn, out) {}
         }
     }
+
+    /// Writes one frame, if there is anything to say: as much as fits into a message, and one item at least. Says
+    /// whether it wrote one. Each frame keeps the manifest rule by itself, so it does not matter where they are cut.
+    fn write_frame(&mut self, conn: Conn, out: &mut Vec<Output>) -> bool {
+        let stable = self.water.stable();
+        let manifests = self.state.lowest() != Level::Local && rule::on(Rule::Manifest);
+        let Some(live) = self.streams.get_mut(&conn).and_then(|stream| stream.live.as_mut()) else {
+            return false;
+        };
+        let news = live.push && stable > live.stable_sent;
+        if live.responses.is_empty() && live.results.is_empty() && !news {
+            return false;
+        }
+        let mut room = FRAME_BYTES;
+        let replies = live.responses.iter().map(|(_, response)| match &response.outcome {
+            Some(Outcome::Reply(reply)) => reply.len() as u64 + HEADER_COST,
+            _ => HEADER_COST,
+        });
+        let mut responses = fitting(replies, &mut room);
+        let values = live.results.iter().map(|result| {
+            let length = result.result.as_ref().map_or(0, bytes::Bytes::len);
+            length as u64 + HEADER_COST
+        });
+        let mut results = fitting(values, &mut room);
+        let said = &live.responses[..responses];
+        let replied = said.iter().filter(|(_, response)| response.outcome.is_some()).map(|(lsn, _)| *lsn);
+        let asked = live.results[..results].iter().map(|result| result.lsn);
+        let mut revealed = replied.chain(asked).max().unwrap_or(Lsn(0));
+        let mut tags: Vec<Lsn> = said.iter().map(|(lsn, _)| *lsn).filter(|lsn| *lsn > stable).collect();
+        tags.sort_unstable();
+        let mut frame = NodeFrame { epoch: self.epoch, stable, ..NodeFrame::default() };
+        let mut headers = Vec::new();
+        if manifests {
+            for lsn in self.unstable.unconfirmed_in(live.manifest_upto.max(stable), revealed) {
+                let Some(record) = self.unstable.get(lsn) else {
+                    continue;
+                };
+                let header = &record.entry.header;
+                let own = header.origin.is_some_and(|origin| origin.client == live.client);
+                if tags.binary_search(&lsn).is_ok() || (own && !rule::on(Rule::ManifestOwn)) {
+                    continue;
+                }
+                if frame.manifest.len() == MANIFEST_MAX {
+                    // Too many for one message: this frame names what fits and reveals nothing.
+                    revealed = lsn.prev();
+                    (responses, results) = (0, 0);
+                    break;
+                }
+                // A command is confirmed by its origin alone; a system entry by whoever holds its header.
+                if header.body != Body::Command && header.body != Body::Noop {
+                    headers.push(lsn);
+                }
+                frame.manifest.push(header.clone());
+            }
+            live.manifest_upto = live.manifest_upto.max(revealed);
+        }
+        if responses == 0 {
+            tags.clear();
+        }
+        live.seq += 1;
+        frame.seq = live.seq;
+        frame.responses = live.responses.drain(..responses).map(|(_, response)| response).collect();
+        frame.results = live.results.drain(..results).collect();
+        live.owes = live.owes.max(tags.last().copied().unwrap_or_default()).max(revealed);
+        live.stable_sent = stable;
+        live.push = false;
+        if rule::on(Rule::ConfirmByOrigin) {
+            if !tags.is_empty() || !headers.is_empty() {
+                live.sent.push_back(Sent { seq: live.seq, tags, headers });
+            }
+        } else {
+            tags.iter().chain(&headers).for_each(|lsn| self.unstable.confirm(*lsn));
+        }
+        out.push(Output::ToClient(conn, NodeMessage::Frame(frame)));
+        true
+    }
+}
+
+/// How many of the first items, which take `bytes` each, fit into `room`, which they use up: as long as there is any.
+fn fitting(mut bytes: impl Iterator<Item = u64>, room: &mut u64) -> usize {
+    let mut count = 0;
+    while *room > 0 {
+        let Some(next) = bytes.next() else { break };
+        *room = room.saturating_sub(next);
+        count += 1;
+    }
+    count
 }
 
 /// Whether a client's hello fits this node.

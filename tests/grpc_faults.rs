@@ -1,0 +1,108 @@
+//! What a node and a client do when their surroundings are odd: large frames, code of the application that panics, a
+//! runtime that ends first.
+
+#![cfg(feature = "grpc")]
+#![allow(clippy::unwrap_used)]
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tagalong::client::{CacheOp, ClientSettings, Command};
+use tagalong::log::{Digest, Entry, Level, Lsn, Record, Request};
+use tagalong::node::RecoveryPolicy;
+use tagalong::primary::PrimarySettings;
+use tagalong::store::kv::{KvCommand, KvQuery, KvReply, KvStore};
+use tagalong::store::memory::{MemoryCache, MemoryLog};
+use tagalong::store::{ClientCache, LogStore, Marks, StateMachine};
+use tagalong::{Backup, Code, NetSettings, Primary, TaggedClient, WriteOptions, WriteOutcome};
+
+const SOON: Duration = Duration::from_secs(20);
+
+async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(SOON, future).await.unwrap_or_else(|_| panic!("{what} took more than {SOON:?}"))
+}
+
+fn settings() -> PrimarySettings {
+    PrimarySettings { lowest: Level::Tagged, ..PrimarySettings::default() }
+}
+
+fn narrow() -> NetSettings {
+    let mut net = NetSettings::default();
+    net.message_bytes_max = 4 << 20;
+    net
+}
+
+async fn start(log: impl LogStore, state: impl StateMachine) -> Primary {
+    let primary = Primary::builder("east", log, state).settings(settings()).net(narrow()).start().await.unwrap();
+    within("opening", primary.opened()).await.unwrap();
+    primary
+}
+
+async fn client(primary: &Primary) -> TaggedClient {
+    let client = TaggedClient::builder("rack-1").endpoints([primary.endpoint()]).net(narrow());
+    client.connect_within(SOON).connect().await.unwrap()
+}
+
+async fn read_all(client: &TaggedClient, queries: Vec<Bytes>) -> Vec<KvReply> {
+    let mut reads = tokio::task::JoinSet::new();
+    for query in queries {
+        let client = client.clone();
+        reads.spawn(async move { client.read(query).await });
+    }
+    let results = within("the reads", reads.join_all()).await;
+    results.into_iter().map(|result| KvReply::decode(&result.unwrap()).unwrap()).collect()
+}
+
+/// Together the results are more than one message may carry.
+#[tokio::test]
+async fn many_large_results() {
+    let primary = start(MemoryLog::new(), KvStore::new()).await;
+    let client = client(&primary).await;
+    let value = Bytes::from(vec![7; 600 << 10]);
+    within("a write", client.write(KvCommand::put("large", value.clone()).encode())).await.unwrap().reply().unwrap();
+    for reply in read_all(&client, vec![KvQuery::get("large").encode(); 16]).await {
+        assert_eq!(reply.value(), Some(&value));
+    }
+}
+
+/// Together the queries are more than one message may carry.
+#[tokio::test]
+async fn many_large_queries() {
+    let primary = start(MemoryLog::new(), KvStore::new()).await;
+    let client = client(&primary).await;
+    let key = "k".repeat(900 << 10);
+    for reply in read_all(&client, vec![KvQuery::get(key.as_str()).encode(); 8]).await {
+        assert_eq!(reply.value(), None);
+    }
+}
+
+/// One result that does not fit into a message.
+#[tokio::test]
+async fn a_result_too_large_for_a_message_is_refused() {
+    let primary = start(MemoryLog::new(), Echo(3 << 20)).await;
+    let client = client(&primary).await;
+    assert_eq!(within("a read", client.read(&b"a"[..])).await.unwrap_err().code(), Code::TooLarge);
+    assert_eq!(within("a read", client.read(&b""[..])).await.unwrap().len(), 0);
+}
+
+/// Answers a query with so many bytes for each of its own.
+struct Echo(usize);
+
+impl StateMachine for Echo {
+    fn apply(&mut self, commands: &[Entry], replies: &mut Vec<Bytes>) -> std::io::Result<()> {
+        replies.extend(commands.iter().map(|_| Bytes::new()));
+        Ok(())
+    }
+    fn query(&mut self, query: &Bytes) -> std::io::Result<Bytes> {
+        Ok(vec![0; self.0 * query.len()].into())
+    }
+    fn snapshot(&self, _: &mut dyn std::io::Write) -> std::io::Result<()> {
+        Ok(())
+    }
+    fn restore(&mut self, _: &mut dyn std::io::Read) -> std::io::Result<()> {
+        Ok(())
+    }
+}
