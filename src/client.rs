@@ -30,7 +30,7 @@ mod traffic;
 pub use image::{CacheImage, CacheOp, Command, Identity, Verdict, verdict};
 
 /// Items in one part of a report.
-const REPORT_ITEMS: usize = 1024;
+pub(crate) const REPORT_ITEMS: usize = 1024;
 /// Bytes of payload in one answer to a pull, and of commands and queries in one frame.
 const FRAME_BYTES: u64 = 256 << 10;
 

@@ -106,3 +106,43 @@ impl StateMachine for Echo {
         Ok(())
     }
 }
+
+/// A report of more parts than the stream's queue takes.
+#[tokio::test]
+async fn long_report() {
+    let mut net = narrow();
+    net.queue_max = 64;
+    let primary = start(MemoryLog::new(), KvStore::new()).await;
+    let backup = Backup::builder("west", MemoryLog::new(), KvStore::new(), primary.endpoint()).settings(settings());
+    let backup = backup.start().await.unwrap();
+    within("attaching", backup.in_sync()).await.unwrap();
+    let cache = MemoryCache::new();
+    let builder = || {
+        let endpoints = [primary.endpoint(), backup.endpoint()];
+        TaggedClient::builder("rack-1").endpoints(endpoints).cache(cache.clone()).net(net.clone())
+    };
+    let client = within("connecting", builder().connect()).await.unwrap();
+    within("a write", client.write(KvCommand::put("a", "b").encode())).await.unwrap().reply().unwrap();
+    within("a flush", client.flush()).await.unwrap();
+    drop(client);
+    // What a process may have left behind that was cut off while it wrote.
+    let payload = KvCommand::put("a", "c").encode();
+    let left = |request| CacheOp::Command {
+        request: Request(request),
+        command: Command {
+            answered: Request(1),
+            level: Level::Local,
+            withdrawn: false,
+            digest: Digest::crc32(&payload),
+            payload: payload.clone(),
+            tag: None,
+            reply: None,
+        },
+    };
+    let left: Vec<CacheOp> = (2..70_000).map(left).collect();
+    cache.clone().write(&left).unwrap();
+    primary.abort().await;
+    let recovery = within("promoting", backup.promote(RecoveryPolicy::Wait)).await.unwrap();
+    let _client = builder().start().await.unwrap();
+    within("recovering", recovery.opened()).await.unwrap();
+}

@@ -12,9 +12,9 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, broadcast, mpsc, oneshot, watch};
 
 use super::{Clock, NetSettings, random_u128};
-use crate::client::{CacheImage, CacheOp, Client, ClientEvent, ClientSettings, Identity};
+use crate::client::{CacheImage, CacheOp, Client, ClientEvent, ClientSettings, Identity, REPORT_ITEMS};
 use crate::error::{Code, Error, Result};
-use crate::log::{ClientId, Epoch, Level, Request, SessionRole, Tag};
+use crate::log::{ClientId, Epoch, HEADER_COST, Level, Request, SessionRole, Tag};
 use crate::store::ClientCache;
 
 mod cache;
@@ -356,6 +356,7 @@ impl TaggedClientBuilder {
         let clock = Clock::new();
         let mut out = Vec::new();
         let queries_max = settings.queries_max;
+        let outbox_max = outbox_max(&settings, net.queue_max);
         let core = Client::new(settings, image, clock.now(), &mut out);
         let (events, _) = broadcast::channel(EVENTS_MAX);
         let inner = Inner {
@@ -375,10 +376,22 @@ impl TaggedClientBuilder {
         let cache = cache.map(cache::Cache::spawn).transpose()?;
         let (closing, closed) = watch::channel(false);
         let weak = events.downgrade();
-        let driver = Driver::new(Arc::clone(&shared), clock, cache, events, endpoints, net, closed);
+        let driver = Driver::new(Arc::clone(&shared), clock, cache, events, endpoints, net, outbox_max, closed);
         tokio::spawn(driver.run(out));
         Ok(TaggedClient { id, running: Arc::new(Running { shared, events: weak, closing }) })
     }
+}
+
+/// Messages that may wait to be sent on a client's stream before its node is taken for dead.
+///
+/// A report leaves the core at once, in as many parts as the cache pays for, and so do queries that are asked again, each
+/// in a frame of its own if they are large. A queue too short for them would cost every stream anew, at the same place.
+fn outbox_max(settings: &ClientSettings, queue_max: usize) -> usize {
+    let parts = settings.cache_bytes_max / HEADER_COST / REPORT_ITEMS as u64;
+    // Headers cannot be refused, and so may exceed the budget.
+    let parts = usize::try_from(parts.saturating_mul(2)).unwrap_or(usize::MAX);
+    let room = queue_max.saturating_mul(16).saturating_add(parts).saturating_add(settings.queries_max);
+    room.min(Semaphore::MAX_PERMITS)
 }
 
 /// A running client, shared by its handles.

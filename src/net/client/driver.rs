@@ -43,10 +43,12 @@ impl Driver {
         events: broadcast::Sender<ClientEvent>,
         endpoints: Vec<String>,
         settings: NetSettings,
+        outbox_max: usize,
         closing: watch::Receiver<bool>,
     ) -> Self {
         let (sender, news) = mpsc::channel(settings.queue_max);
-        let visitor = Visitor { news: sender, conns: Arc::new(AtomicU64::new(0)), settings, closing: closing.clone() };
+        let conns = Arc::new(AtomicU64::new(0));
+        let visitor = Visitor { news: sender, conns, settings, outbox_max, closing: closing.clone() };
         let mut driver = Self {
             shared,
             clock,
