@@ -213,6 +213,16 @@ impl Backoff {
     }
 }
 
+/// Runs what may call the application's code, which may panic: whoever waits then has to hear that nothing more will
+/// come. What was worked on is left as it is, and must not be used any more.
+fn guarded<T>(what: &str, run: impl FnOnce() -> T) -> Result<T> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).map_err(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
+        Error::new(Code::Storage, format!("{what} panicked, so nothing more is served: {text}"))
+    })
+}
+
 /// Random bits for an identity.
 fn random_u128() -> Result<u128> {
     let mut bytes = [0; 16];

@@ -146,3 +146,95 @@ async fn long_report() {
     let _client = builder().start().await.unwrap();
     within("recovering", recovery.opened()).await.unwrap();
 }
+
+/// A log that panics.
+struct Panicking(MemoryLog, Arc<AtomicBool>);
+
+impl LogStore for Panicking {
+    fn marks(&mut self) -> std::io::Result<Option<Marks>> {
+        self.0.marks()
+    }
+    fn save_marks(&mut self, marks: &Marks) -> std::io::Result<()> {
+        self.0.save_marks(marks)
+    }
+    fn bounds(&self) -> Range<Lsn> {
+        self.0.bounds()
+    }
+    fn read(&mut self, from: Lsn, bytes_max: usize) -> std::io::Result<Vec<Record>> {
+        self.0.read(from, bytes_max)
+    }
+    fn append(&mut self, records: &[Record]) -> std::io::Result<()> {
+        assert!(!self.1.load(Ordering::Relaxed), "as the test wants it");
+        self.0.append(records)
+    }
+    fn sync(&mut self) -> std::io::Result<Lsn> {
+        self.0.sync()
+    }
+    fn truncate_after(&mut self, last: Lsn) -> std::io::Result<()> {
+        self.0.truncate_after(last)
+    }
+}
+
+#[tokio::test]
+async fn a_log_that_panics() {
+    let panics = Arc::new(AtomicBool::new(false));
+    let primary = start(Panicking(MemoryLog::new(), Arc::clone(&panics)), KvStore::new()).await;
+    let client = client(&primary).await;
+    panics.store(true, Ordering::Relaxed);
+    let write = client.write(KvCommand::put("a", "b").encode());
+    assert_eq!(within("the failure", primary.stopped()).await.code(), Code::Storage);
+    drop(write);
+}
+
+struct PanickingCache(MemoryCache, Arc<AtomicBool>);
+
+impl ClientCache for PanickingCache {
+    fn load(&mut self) -> std::io::Result<Vec<CacheOp>> {
+        self.0.load()
+    }
+    fn write(&mut self, ops: &[CacheOp]) -> std::io::Result<()> {
+        assert!(!self.1.load(Ordering::Relaxed), "as the test wants it");
+        self.0.write(ops)
+    }
+}
+
+#[tokio::test]
+async fn a_cache_that_panics() {
+    let panics = Arc::new(AtomicBool::new(false));
+    let primary = start(MemoryLog::new(), KvStore::new()).await;
+    let cache = PanickingCache(MemoryCache::new(), Arc::clone(&panics));
+    let client = TaggedClient::builder("rack-1").endpoints([primary.endpoint()]).cache(cache).connect().await.unwrap();
+    panics.store(true, Ordering::Relaxed);
+    let write = client.write(KvCommand::put("a", "b").encode());
+    let outcome = within("a write", write).await.unwrap();
+    assert_eq!(outcome.reply().unwrap_err().code(), Code::Storage);
+}
+
+struct PanickingState(KvStore);
+
+impl StateMachine for PanickingState {
+    fn apply(&mut self, commands: &[Entry], replies: &mut Vec<Bytes>) -> std::io::Result<()> {
+        assert!(!commands.iter().any(|entry| entry.payload == b"boom"[..]), "as the test wants it");
+        self.0.apply(commands, replies)
+    }
+    fn query(&mut self, query: &Bytes) -> std::io::Result<Bytes> {
+        self.0.query(query)
+    }
+    fn snapshot(&self, out: &mut dyn std::io::Write) -> std::io::Result<()> {
+        self.0.snapshot(out)
+    }
+    fn restore(&mut self, from: &mut dyn std::io::Read) -> std::io::Result<()> {
+        self.0.restore(from)
+    }
+}
+
+#[tokio::test]
+async fn a_state_machine_that_panics() {
+    let primary = start(MemoryLog::new(), PanickingState(KvStore::new())).await;
+    let client = client(&primary).await;
+    let _write = client.write(&b"boom"[..]);
+    let why = within("the failure", primary.stopped()).await;
+    assert_eq!(why.code(), Code::Storage, "{why}");
+    assert_eq!(within("a stop", primary.stop()).await.unwrap_err().code(), Code::Storage);
+    assert_eq!(primary.status().await.unwrap_err().code(), Code::Storage);
+}

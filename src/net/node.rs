@@ -11,7 +11,7 @@ use bytes::Bytes;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use super::storage::{Job, Storage};
-use super::{Clock, JOINED_BYTES, NetSettings, random_u128};
+use super::{Clock, JOINED_BYTES, NetSettings, guarded, random_u128};
 use crate::error::{Code, Error, Result};
 use crate::log::{Body, ClusterId, Entry, Epoch, EpochStart, GroupId, Lsn, NodeId, Record};
 use crate::message::{BackupMessage, ClientMessage, NodeMessage, NodeStatus, PrimaryMessage, Role};
@@ -234,7 +234,10 @@ impl Node {
                 Ok((runtime, mut sequencer)) => {
                     // Nobody may be waiting any more; the node then sees it at once.
                     let _ = ready.send(Ok(()));
-                    runtime.block_on(sequencer.run(inbox, stop));
+                    let ran = guarded("the sequencer", || runtime.block_on(sequencer.run(inbox, stop)));
+                    if let Err(error) = ran {
+                        sequencer.halt(error);
+                    }
                     sequencer.end();
                 }
                 Err(error) => drop(ready.send(Err(error))),

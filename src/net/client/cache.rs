@@ -8,6 +8,7 @@ use tokio::sync::{Notify, mpsc};
 
 use crate::client::CacheOp;
 use crate::error::{Code, Error, Result};
+use crate::net::guarded;
 use crate::store::ClientCache;
 
 /// Writes that wait; the driver waits for room beyond that.
@@ -39,13 +40,14 @@ impl Cache {
                     return;
                 }
                 let ops: Vec<CacheOp> = batch.drain(..).flatten().collect();
-                match cache.write(&ops) {
+                let written = guarded("the cache", || cache.write(&ops));
+                match written.and_then(|written| written.map_err(Error::from)) {
                     Ok(()) => {
                         theirs.stored.fetch_add(count as u64, Ordering::Release);
                         theirs.bell.notify_one();
                     }
                     Err(error) => {
-                        let why = format!("the client's cache failed, so this client stops: {error}");
+                        let why = format!("the client's cache failed, so this client stops: {}", error.message());
                         *theirs.failed.lock() = Some(Error::new(Code::Storage, why));
                         theirs.bell.notify_one();
                         return;
