@@ -238,3 +238,21 @@ async fn a_state_machine_that_panics() {
     assert_eq!(within("a stop", primary.stop()).await.unwrap_err().code(), Code::Storage);
     assert_eq!(primary.status().await.unwrap_err().code(), Code::Storage);
 }
+
+/// The runtime of a client ends before its handles do.
+#[test]
+fn a_client_outlives_its_runtime() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let client = TaggedClient::builder("rack-1").endpoints(["http://127.0.0.1:1"]);
+    let client = runtime.block_on(client.start()).unwrap();
+    let write = client.write(&b"a"[..]);
+    runtime.shutdown_timeout(SOON);
+    let other = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    other.block_on(async {
+        let outcome = within("the write", write).await.unwrap();
+        assert!(matches!(&outcome, WriteOutcome::Unknown { error, .. } if error.code() == Code::Closed), "{outcome:?}");
+        assert_eq!(within("a read", client.read(&b"b"[..])).await.unwrap_err().code(), Code::Closed);
+        assert_eq!(within("a flush", client.flush()).await.unwrap_err().code(), Code::Closed);
+        assert_eq!(within("attaching", client.attached()).await.unwrap_err().code(), Code::Closed);
+    });
+}

@@ -522,8 +522,7 @@ impl TaggedClient {
 
     async fn ask(&self, query: Bytes, level: Level) -> Result<Bytes> {
         let shared = &self.running.shared;
-        let closed = || Error::new(Code::Closed, "the client was dropped");
-        let permit = Arc::clone(&shared.reads).acquire_owned().await.map_err(|_| closed())?;
+        let permit = Arc::clone(&shared.reads).acquire_owned().await.map_err(|_| self.why_ended())?;
         let (reader, result) = oneshot::channel();
         let id = {
             let mut inner = shared.inner.lock();
@@ -534,7 +533,7 @@ impl TaggedClient {
         };
         shared.bell.notify_one();
         let guard = Forget { shared, id };
-        let result = result.await.unwrap_or_else(|_| Err(closed()));
+        let result = result.await.unwrap_or_else(|_| Err(self.why_ended()));
         std::mem::forget(guard);
         result
     }

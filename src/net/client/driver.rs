@@ -121,13 +121,18 @@ impl Driver {
                 self.step(&mut inner, ClientInput::Gone(conn));
             }
         }
-        let dropped = Error::new(Code::Closed, "the session is closed");
-        shared.inner.lock().end(&dropped);
-        shared.view.send_modify(|view| {
+        self.end("the session is closed");
+    }
+
+    /// Whoever waits is told that nothing more will come, unless they were told why already.
+    fn end(&self, why: &str) {
+        let closed = Error::new(Code::Closed, why);
+        self.shared.inner.lock().end(&closed);
+        self.shared.view.send_modify(|view| {
             view.attached = None;
-            view.ended.get_or_insert(dropped);
+            view.ended.get_or_insert(closed);
         });
-        shared.reads.close();
+        self.shared.reads.close();
     }
 
     fn take_stored(&mut self, inner: &mut Inner) {
@@ -233,5 +238,12 @@ impl Driver {
                 tokio::spawn(self.visitor.clone().visit(endpoint));
             }
         }
+    }
+}
+
+impl Drop for Driver {
+    /// The task may be dropped with its runtime, or panic, while handles live on elsewhere.
+    fn drop(&mut self) {
+        self.end("the client's task is gone: the runtime it was started on ended, or it panicked");
     }
 }
