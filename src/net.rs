@@ -106,11 +106,15 @@ impl NetSettings {
             _ if self.backoff_min.is_zero() || self.backoff_max < self.backoff_min => {
                 wrong("backoff_min must not be 0, nor above backoff_max")
             }
-            _ if self.stream_window_bytes < 65_535 || self.replication_window_bytes < 65_535 => {
-                wrong("flow-control windows must hold at least 65,535 bytes")
+            // What HTTP/2 allows.
+            _ if ![self.stream_window_bytes, self.replication_window_bytes]
+                .iter()
+                .all(|bytes| (65_535..1 << 31).contains(bytes)) =>
+            {
+                wrong("flow-control windows must lie between 65,535 bytes and 2 GiB")
             }
             _ if self.message_bytes_max < 4 << 20 => wrong("message_bytes_max must be at least 4 MiB"),
-            _ if self.queue_max < 64 => wrong("queue_max must be at least 64"),
+            _ if !(64..=1 << 20).contains(&self.queue_max) => wrong("queue_max must lie between 64 and 1,048,576"),
             _ => Ok(()),
         }
     }
@@ -206,7 +210,7 @@ impl Backoff {
     /// The next pause: between half of its length and all of it.
     fn pause(&mut self) -> Duration {
         let full = self.next;
-        self.next = (full * 2).min(self.max);
+        self.next = full.saturating_mul(2).min(self.max);
         let half = micros(full) / 2;
         let jitter = getrandom::u64().unwrap_or(0) % (half + 1);
         Duration::from_micros(half + jitter)

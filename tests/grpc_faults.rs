@@ -256,3 +256,19 @@ fn a_client_outlives_its_runtime() {
         assert_eq!(within("attaching", client.attached()).await.unwrap_err().code(), Code::Closed);
     });
 }
+
+#[tokio::test]
+async fn odd_settings() {
+    let mut net = NetSettings::default();
+    net.queue_max = usize::MAX / 64;
+    assert_eq!(net.validate().unwrap_err().code(), Code::InvalidArgument);
+    let mut net = NetSettings::default();
+    net.replication_window_bytes = u32::MAX;
+    assert_eq!(net.validate().unwrap_err().code(), Code::InvalidArgument);
+    let mut net = NetSettings::default();
+    net.backoff_min = Duration::MAX;
+    net.backoff_max = Duration::MAX;
+    let settings = ClientSettings { queries_max: usize::MAX, ..ClientSettings::default() };
+    let client = TaggedClient::builder("rack-1").endpoints(["http://127.0.0.1:1"]).settings(settings).net(net);
+    let _ = client.start().await;
+}

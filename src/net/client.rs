@@ -355,7 +355,7 @@ impl TaggedClientBuilder {
         image.apply(&CacheOp::Identity(identity));
         let clock = Clock::new();
         let mut out = Vec::new();
-        let queries_max = settings.queries_max;
+        let queries_max = settings.queries_max.min(Semaphore::MAX_PERMITS);
         let outbox_max = outbox_max(&settings, net.queue_max);
         let core = Client::new(settings, image, clock.now(), &mut out);
         let (events, _) = broadcast::channel(EVENTS_MAX);
