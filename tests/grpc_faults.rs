@@ -272,3 +272,13 @@ async fn odd_settings() {
     let client = TaggedClient::builder("rack-1").endpoints(["http://127.0.0.1:1"]).settings(settings).net(net);
     let _ = client.start().await;
 }
+
+#[test]
+fn a_deadline_is_asked_for_outside_of_a_runtime() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let client = TaggedClient::builder("rack-1").endpoints(["http://127.0.0.1:1"]);
+    let client = runtime.block_on(client.start()).unwrap();
+    let write = client.write_opts(&b"a"[..], WriteOptions::default().deadline(Duration::from_millis(1)));
+    let outcome = runtime.block_on(write).unwrap();
+    assert!(matches!(&outcome, WriteOutcome::Unknown { error, .. } if error.code() == Code::Deadline), "{outcome:?}");
+}

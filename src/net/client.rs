@@ -493,8 +493,10 @@ impl TaggedClient {
             request
         };
         shared.bell.notify_one();
-        let deadline = deadline.map(|limit| Box::pin(tokio::time::sleep(limit)));
-        Ok(Writing { state: State::Waiting { shared: Arc::clone(shared), request, answer, deadline } })
+        // The timer is made where it is awaited: this call may be made outside of any runtime.
+        let deadline = deadline.and_then(|limit| tokio::time::Instant::now().checked_add(limit));
+        let shared = Arc::clone(shared);
+        Ok(Writing { state: State::Waiting { shared, request, answer, deadline, timer: None } })
     }
 
     /// Asks a query at the service's lowest level; it sees everything acknowledged before. Waits while too many are under
@@ -654,7 +656,8 @@ enum State {
         shared: Arc<Shared>,
         request: Request,
         answer: oneshot::Receiver<WriteOutcome>,
-        deadline: Option<Pin<Box<tokio::time::Sleep>>>,
+        deadline: Option<tokio::time::Instant>,
+        timer: Option<Pin<Box<tokio::time::Sleep>>>,
     },
     Done,
 }
@@ -676,20 +679,20 @@ impl Future for Writing {
         let done = match &mut self.state {
             State::Failed(error) => Err(error.take().unwrap_or_else(finished)),
             State::Done => Err(finished()),
-            State::Waiting { shared, request, answer, deadline } => match Pin::new(answer).poll(cx) {
+            State::Waiting { shared, request, answer, deadline, timer } => match Pin::new(answer).poll(cx) {
                 Poll::Ready(Ok(outcome)) => Ok(outcome),
                 Poll::Ready(Err(_)) => {
                     let ended = shared.inner.lock().ended.clone();
                     let error = ended.unwrap_or_else(|| Error::new(Code::Closed, "the client was dropped"));
                     Ok(WriteOutcome::Unknown { request: *request, error })
                 }
-                Poll::Pending => match deadline.as_mut().map(|deadline| deadline.as_mut().poll(cx)) {
-                    Some(Poll::Ready(())) => {
-                        let error = Error::new(Code::Deadline, "the deadline passed before the outcome was known");
-                        Ok(WriteOutcome::Unknown { request: *request, error })
-                    }
-                    _ => return Poll::Pending,
-                },
+                Poll::Pending => {
+                    let Some(deadline) = *deadline else { return Poll::Pending };
+                    let timer = timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+                    std::task::ready!(timer.as_mut().poll(cx));
+                    let error = Error::new(Code::Deadline, "the deadline passed before the outcome was known");
+                    Ok(WriteOutcome::Unknown { request: *request, error })
+                }
             },
         };
         self.state = State::Done;
