@@ -282,3 +282,33 @@ fn a_deadline_is_asked_for_outside_of_a_runtime() {
     let outcome = runtime.block_on(write).unwrap();
     assert!(matches!(&outcome, WriteOutcome::Unknown { error, .. } if error.code() == Code::Deadline), "{outcome:?}");
 }
+
+/// A cache that says when it was let go.
+struct Released(MemoryCache, Arc<AtomicBool>);
+
+impl Drop for Released {
+    fn drop(&mut self) {
+        // Long enough for a close that does not wait to be caught.
+        std::thread::sleep(Duration::from_millis(50));
+        self.1.store(true, Ordering::SeqCst);
+    }
+}
+
+impl ClientCache for Released {
+    fn load(&mut self) -> std::io::Result<Vec<CacheOp>> {
+        self.0.load()
+    }
+    fn write(&mut self, ops: &[CacheOp]) -> std::io::Result<()> {
+        self.0.write(ops)
+    }
+}
+
+#[tokio::test]
+async fn a_closed_client_has_let_go_of_its_cache() {
+    let primary = start(MemoryLog::new(), KvStore::new()).await;
+    let released = Arc::new(AtomicBool::new(false));
+    let cache = Released(MemoryCache::new(), Arc::clone(&released));
+    let client = TaggedClient::builder("rack-1").endpoints([primary.endpoint()]).cache(cache).connect().await.unwrap();
+    within("a close", client.close()).await.unwrap();
+    assert!(released.load(Ordering::SeqCst), "another process could not open it yet");
+}

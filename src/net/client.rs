@@ -187,6 +187,8 @@ struct View {
     trouble: Option<Error>,
     ended: Option<Error>,
     closed: bool,
+    /// The task has ended, and let go of the cache.
+    gone: bool,
 }
 
 struct Inner {
@@ -605,7 +607,8 @@ impl TaggedClient {
     }
 
     /// Ends the session in good order: everything is answered and stable when this returns, and nobody waits for this
-    /// client any more. No further calls are accepted, of any clone. Cancel safe: the close goes on.
+    /// client any more; the cache may be opened again. No further calls are accepted, of any clone. Cancel safe: the close
+    /// goes on as long as a handle is left.
     ///
     /// # Errors
     /// Why the session ended otherwise.
@@ -614,7 +617,7 @@ impl TaggedClient {
         shared.inner.lock().core.close();
         shared.bell.notify_one();
         let mut view = shared.view.subscribe();
-        let ended = view.wait_for(|view| view.closed || view.ended.is_some()).await;
+        let ended = view.wait_for(|view| view.gone).await;
         let dropped = || Error::new(Code::Closed, "the client was dropped");
         let view = ended.map_err(|_| dropped())?;
         if view.closed { Ok(()) } else { Err(view.ended.clone().unwrap_or_else(dropped)) }

@@ -122,6 +122,9 @@ impl Driver {
             }
         }
         self.end("the session is closed");
+        if let Some(cache) = self.cache.take() {
+            cache.finish().await;
+        }
     }
 
     /// Whoever waits is told that nothing more will come, unless they were told why already.
@@ -245,5 +248,6 @@ impl Drop for Driver {
     /// The task may be dropped with its runtime, or panic, while handles live on elsewhere.
     fn drop(&mut self) {
         self.end("the client's task is gone: the runtime it was started on ended, or it panicked");
+        self.shared.view.send_modify(|view| view.gone = true);
     }
 }
