@@ -28,7 +28,7 @@ pub struct Opened {
 pub(super) struct Running {
     pub(super) node: Node,
     pub(super) address: SocketAddr,
-    server: parking_lot::Mutex<Option<tokio::task::JoinHandle<()>>>,
+    server: tokio::sync::Mutex<Option<tokio::task::JoinHandle<()>>>,
 }
 
 impl Running {
@@ -58,7 +58,7 @@ impl Running {
         });
         let node = Node::start(start(advertise), log, state, net).await?;
         let server = server::serve(&node.mailbox, listener, net);
-        Ok(Arc::new(Self { node, address, server: parking_lot::Mutex::new(Some(server)) }))
+        Ok(Arc::new(Self { node, address, server: tokio::sync::Mutex::new(Some(server)) }))
     }
 
     pub(super) fn endpoint(&self) -> String {
@@ -85,10 +85,12 @@ impl Running {
     pub(super) async fn abort(&self) {
         self.node.close();
         let _ = self.node.mailbox.view().wait_for(|view| view.ended).await;
-        let server = self.server.lock().take();
-        if let Some(server) = server {
+        // Whoever else ends it waits as well, though one of them may give up in between.
+        let mut server = self.server.lock().await;
+        if let Some(running) = server.as_mut() {
             // It ends by itself now that the node has.
-            let _ = server.await;
+            let _ = running.await;
+            *server = None;
         }
     }
 
