@@ -400,6 +400,11 @@ impl Client {
         self.last_flush
     }
 
+    /// Forgets a flush nobody waits for any more.
+    pub fn forget_flush(&mut self, token: u64) {
+        self.flushes.remove(&token);
+    }
+
     /// Ends the session once everything is answered and stable. No further calls are accepted.
     pub fn close(&mut self) {
         self.closing = true;

@@ -20,6 +20,8 @@ use crate::store::ClientCache;
 mod cache;
 mod driver;
 mod endpoint;
+#[cfg(test)]
+mod tests;
 
 use driver::Driver;
 
@@ -549,13 +551,15 @@ impl TaggedClient {
     pub async fn flush(&self) -> Result<()> {
         let shared = &self.running.shared;
         let (waiter, done) = oneshot::channel();
-        {
+        let token = {
             let mut inner = shared.inner.lock();
             inner.check()?;
             let token = inner.core.flush();
             inner.flushes.insert(token, waiter);
-        }
+            token
+        };
         shared.bell.notify_one();
+        let _guard = ForgetFlush { shared, token };
         done.await.map_err(|_| self.why_ended())
     }
 
@@ -576,7 +580,10 @@ impl TaggedClient {
                 let why = format!("request {request} was never issued, or its outcome is not kept any more");
                 return Err(Error::new(Code::InvalidArgument, why));
             }
-            inner.writes.entry(request).or_default().push(waiter);
+            let waiters = inner.writes.entry(request).or_default();
+            // Who asks again and again, with a deadline each time, leaves one waiter behind, not all of them.
+            waiters.retain(|waiter| !waiter.is_closed());
+            waiters.push(waiter);
         }
         Ok(answer.await.unwrap_or_else(|_| WriteOutcome::Unknown { request, error: self.why_ended() }))
     }
@@ -641,6 +648,20 @@ impl Drop for Forget<'_> {
         if inner.core.forget_query(self.id) {
             inner.reads.remove(&self.id);
         }
+    }
+}
+
+/// Forgets a flush nobody waits for any more; one that is done is forgotten already.
+struct ForgetFlush<'a> {
+    shared: &'a Shared,
+    token: u64,
+}
+
+impl Drop for ForgetFlush<'_> {
+    fn drop(&mut self) {
+        let mut inner = self.shared.inner.lock();
+        inner.core.forget_flush(self.token);
+        inner.flushes.remove(&self.token);
     }
 }
 
