@@ -75,6 +75,8 @@ impl Primary {
         }
         let greeted = self.streams.get(&conn).is_some_and(|stream| stream.greeted);
         let done = match message {
+            // It would make the stream forget whose it is.
+            ClientMessage::Hello(_) if greeted => Err(Error::new(Code::Protocol, "a second hello on one stream")),
             ClientMessage::Hello(hello) => self.on_hello(conn, &hello, out),
             _ if !greeted => Err(Error::new(Code::Protocol, "the first message of a stream is a hello")),
             ClientMessage::Attach(attach) => self.on_attach(now, conn, attach, out),
