@@ -32,7 +32,7 @@ pub use image::{CacheImage, CacheOp, Command, Identity, Verdict, verdict};
 /// The largest command taken before a service has said what it takes.
 const COMMAND_BYTES_FIRST: u64 = 1 << 20;
 /// Items in one part of a report.
-const REPORT_ITEMS: usize = 1024;
+pub(crate) const REPORT_ITEMS: usize = 1024;
 
 /// How a client behaves. Plain data; every bound is in the unit its name ends in.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -400,6 +400,11 @@ impl Client {
         self.last_flush += 1;
         self.flushes.insert(self.last_flush, self.last);
         self.last_flush
+    }
+
+    /// Forgets a flush nobody waits for any more.
+    pub fn forget_flush(&mut self, token: u64) {
+        self.flushes.remove(&token);
     }
 
     /// Ends the session once everything is answered and stable. No further calls are accepted.

@@ -186,8 +186,8 @@ impl Forge {
     fn writes(&mut self) -> Vec<Write> {
         let mut writes = self.many(Self::write);
         if self.below(8) > 0 {
-            for (write, n) in writes.iter_mut().zip(self.next.0..) {
-                write.request = Request(n);
+            for (write, n) in writes.iter_mut().zip(0..) {
+                write.request = Request(self.next.0.saturating_add(n));
                 write.digest = Digest::crc32(&write.payload);
             }
         }
@@ -199,9 +199,9 @@ impl Forge {
         let mut records = self.many(Self::record);
         if self.below(8) > 0 {
             let epoch = self.epoch;
-            for (record, n) in records.iter_mut().zip(self.head.saturating_add(1)..) {
+            for (record, n) in records.iter_mut().zip(1..) {
                 let header = &mut record.entry.header;
-                header.lsn = Lsn(n);
+                header.lsn = Lsn(self.head.saturating_add(n));
                 header.epoch = if let Body::EpochStart(start) = &mut header.body {
                     start.previous = epoch;
                     epoch.successor(NodeId(1), false)
@@ -665,6 +665,19 @@ fn client(seeds: &[u64]) {
         assert_eq!(again.commands, stored.commands, "a compaction keeps what is held");
         assert_eq!(again.bytes, stored.bytes);
     }
+}
+
+/// The node would not know any more whose the stream was, and take the session for connected for ever.
+#[test]
+fn a_second_hello_ends_the_stream() {
+    let mut node = Node::new_primary(Level::Tagged);
+    let hello = Hello { version: VERSION, features: 0, cluster: None, group: None, epoch: Epoch::ZERO };
+    node.give(Input::Client(Conn(0), ClientMessage::Hello(hello)));
+    node.give(Input::Gone(Conn(0)));
+    let Core::Primary(core) = &node.core else { unreachable!() };
+    let status = core.status(Time(node.now));
+    let connected = status.sessions.iter().map(|session| session.connected);
+    assert_eq!(connected.collect::<Vec<_>>(), [false, true]);
 }
 
 proptest! {

@@ -12,14 +12,16 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, broadcast, mpsc, oneshot, watch};
 
 use super::{Clock, NetSettings, random_u128};
-use crate::client::{CacheImage, CacheOp, Client, ClientEvent, ClientSettings, Identity};
+use crate::client::{CacheImage, CacheOp, Client, ClientEvent, ClientSettings, Identity, REPORT_ITEMS};
 use crate::error::{Code, Error, Result};
-use crate::log::{ClientId, Epoch, Level, Request, SessionRole, Tag};
+use crate::log::{ClientId, Epoch, HEADER_COST, Level, Request, SessionRole, Tag};
 use crate::store::ClientCache;
 
 mod cache;
 mod driver;
 mod endpoint;
+#[cfg(test)]
+mod tests;
 
 use driver::Driver;
 
@@ -188,6 +190,8 @@ struct View {
     trouble: Option<Error>,
     ended: Option<Error>,
     closed: bool,
+    /// The task has ended, and let go of the cache.
+    gone: bool,
 }
 
 struct Inner {
@@ -356,6 +360,7 @@ impl TaggedClientBuilder {
         image.apply(&CacheOp::Identity(identity));
         let clock = Clock::new();
         let mut out = Vec::new();
+        let outbox_max = outbox_max(&settings, net.queue_max);
         let core = Client::new(settings, image, clock.now(), &mut out);
         let (events, _) = broadcast::channel(EVENTS_MAX);
         let inner = Inner {
@@ -375,10 +380,22 @@ impl TaggedClientBuilder {
         let cache = cache.map(cache::Cache::spawn).transpose()?;
         let (closing, closed) = watch::channel(false);
         let weak = events.downgrade();
-        let driver = Driver::new(Arc::clone(&shared), clock, cache, events, endpoints, net, closed);
+        let driver = Driver::new(Arc::clone(&shared), clock, cache, events, endpoints, net, outbox_max, closed);
         tokio::spawn(driver.run(out));
         Ok(TaggedClient { id, running: Arc::new(Running { shared, events: weak, closing }) })
     }
+}
+
+/// Messages that may wait to be sent on a client's stream before its node is taken for dead.
+///
+/// A report leaves the core at once, in as many parts as the cache pays for, and so do queries that are asked again, each
+/// in a frame of its own if they are large. A queue too short for them would cost every stream anew, at the same place.
+fn outbox_max(settings: &ClientSettings, queue_max: usize) -> usize {
+    let parts = settings.cache_bytes_max / HEADER_COST / REPORT_ITEMS as u64;
+    // Headers cannot be refused, and so may exceed the budget.
+    let parts = usize::try_from(parts.saturating_mul(2)).unwrap_or(usize::MAX);
+    let room = queue_max.saturating_mul(16).saturating_add(parts).saturating_add(settings.queries_max);
+    room.min(tokio::sync::Semaphore::MAX_PERMITS)
 }
 
 /// A running client, shared by its handles.
@@ -480,8 +497,10 @@ impl TaggedClient {
             request
         };
         shared.bell.notify_one();
-        let deadline = deadline.map(|limit| Box::pin(tokio::time::sleep(limit)));
-        Ok(Writing { state: State::Waiting { shared: Arc::clone(shared), request, answer, deadline } })
+        // The timer is made where it is awaited: this call may be made outside of any runtime.
+        let deadline = deadline.and_then(|limit| tokio::time::Instant::now().checked_add(limit));
+        let shared = Arc::clone(shared);
+        Ok(Writing { state: State::Waiting { shared, request, answer, deadline, timer: None } })
     }
 
     /// Asks a query at the service's lowest level; it sees everything acknowledged before. Waits while too many are under
@@ -509,7 +528,6 @@ impl TaggedClient {
 
     async fn ask(&self, query: Bytes, level: Level) -> Result<Bytes> {
         let shared = &self.running.shared;
-        let closed = || Error::new(Code::Closed, "the client was dropped");
         let (reader, result) = oneshot::channel();
         let id = loop {
             let room = shared.room.notified();
@@ -531,7 +549,7 @@ impl TaggedClient {
         };
         shared.bell.notify_one();
         let guard = Forget { shared, id };
-        let result = result.await.unwrap_or_else(|_| Err(closed()));
+        let result = result.await.unwrap_or_else(|_| Err(self.why_ended()));
         std::mem::forget(guard);
         result
     }
@@ -543,13 +561,15 @@ impl TaggedClient {
     pub async fn flush(&self) -> Result<()> {
         let shared = &self.running.shared;
         let (waiter, done) = oneshot::channel();
-        {
+        let token = {
             let mut inner = shared.inner.lock();
             inner.check()?;
             let token = inner.core.flush();
             inner.flushes.insert(token, waiter);
-        }
+            token
+        };
         shared.bell.notify_one();
+        let _guard = ForgetFlush { shared, token };
         done.await.map_err(|_| self.why_ended())
     }
 
@@ -570,7 +590,10 @@ impl TaggedClient {
                 let why = format!("request {request} was never issued, or its outcome is not kept any more");
                 return Err(Error::new(Code::InvalidArgument, why));
             }
-            inner.writes.entry(request).or_default().push(waiter);
+            let waiters = inner.writes.entry(request).or_default();
+            // Who asks again and again, with a deadline each time, leaves one waiter behind, not all of them.
+            waiters.retain(|waiter| !waiter.is_closed());
+            waiters.push(waiter);
         }
         Ok(answer.await.unwrap_or_else(|_| WriteOutcome::Unknown { request, error: self.why_ended() }))
     }
@@ -601,7 +624,8 @@ impl TaggedClient {
     }
 
     /// Ends the session in good order: everything is answered and stable when this returns, and nobody waits for this
-    /// client any more. No further calls are accepted, of any clone. Cancel safe: the close goes on.
+    /// client any more; the cache may be opened again. No further calls are accepted, of any clone. Cancel safe: the close
+    /// goes on as long as a handle is left.
     ///
     /// # Errors
     /// Why the session ended otherwise.
@@ -610,7 +634,7 @@ impl TaggedClient {
         shared.inner.lock().core.close();
         shared.bell.notify_one();
         let mut view = shared.view.subscribe();
-        let ended = view.wait_for(|view| view.closed || view.ended.is_some()).await;
+        let ended = view.wait_for(|view| view.gone).await;
         let dropped = || Error::new(Code::Closed, "the client was dropped");
         let view = ended.map_err(|_| dropped())?;
         if view.closed { Ok(()) } else { Err(view.ended.clone().unwrap_or_else(dropped)) }
@@ -636,6 +660,20 @@ impl Drop for Forget<'_> {
     }
 }
 
+/// Forgets a flush nobody waits for any more; one that is done is forgotten already.
+struct ForgetFlush<'a> {
+    shared: &'a Shared,
+    token: u64,
+}
+
+impl Drop for ForgetFlush<'_> {
+    fn drop(&mut self) {
+        let mut inner = self.shared.inner.lock();
+        inner.core.forget_flush(self.token);
+        inner.flushes.remove(&self.token);
+    }
+}
+
 /// A command under way; a future of its outcome.
 ///
 /// It gives an error only if the command got no number: [`Code::TooLarge`], [`Code::Busy`] while too much waits to be
@@ -651,7 +689,8 @@ enum State {
         shared: Arc<Shared>,
         request: Request,
         answer: oneshot::Receiver<WriteOutcome>,
-        deadline: Option<Pin<Box<tokio::time::Sleep>>>,
+        deadline: Option<tokio::time::Instant>,
+        timer: Option<Pin<Box<tokio::time::Sleep>>>,
     },
     Done,
 }
@@ -673,20 +712,20 @@ impl Future for Writing {
         let done = match &mut self.state {
             State::Failed(error) => Err(error.take().unwrap_or_else(finished)),
             State::Done => Err(finished()),
-            State::Waiting { shared, request, answer, deadline } => match Pin::new(answer).poll(cx) {
+            State::Waiting { shared, request, answer, deadline, timer } => match Pin::new(answer).poll(cx) {
                 Poll::Ready(Ok(outcome)) => Ok(outcome),
                 Poll::Ready(Err(_)) => {
                     let ended = shared.inner.lock().ended.clone();
                     let error = ended.unwrap_or_else(|| Error::new(Code::Closed, "the client was dropped"));
                     Ok(WriteOutcome::Unknown { request: *request, error })
                 }
-                Poll::Pending => match deadline.as_mut().map(|deadline| deadline.as_mut().poll(cx)) {
-                    Some(Poll::Ready(())) => {
-                        let error = Error::new(Code::Deadline, "the deadline passed before the outcome was known");
-                        Ok(WriteOutcome::Unknown { request: *request, error })
-                    }
-                    _ => return Poll::Pending,
-                },
+                Poll::Pending => {
+                    let Some(deadline) = *deadline else { return Poll::Pending };
+                    let timer = timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+                    std::task::ready!(timer.as_mut().poll(cx));
+                    let error = Error::new(Code::Deadline, "the deadline passed before the outcome was known");
+                    Ok(WriteOutcome::Unknown { request: *request, error })
+                }
             },
         };
         self.state = State::Done;
