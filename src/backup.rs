@@ -74,13 +74,15 @@ pub struct Backup {
     state: LogState,
     appended: Lsn,
     durable: Lsn,
-    /// The reign of the last `EpochStart` appended.
-    last: Epoch,
+    /// What the log says at its end, without the replies: what cannot follow it is refused before it is appended.
+    tip: LogState,
     /// Appended and not applied yet.
     behind: VecDeque<Record>,
     executing: usize,
     /// The in-sync mark is durable.
     in_sync: bool,
+    /// The highest epoch that is promised durably: what others are told.
+    promised: Epoch,
     stable: Lsn,
     link: Option<Link>,
     primary_endpoint: String,
@@ -114,12 +116,13 @@ impl Backup {
         Ok(Self {
             settings,
             in_sync: marks.in_sync,
+            promised: marks.promised,
             marks,
             saves: 0,
             saved: 0,
             appended: state.end(),
             durable: state.end(),
-            last: state.epoch(),
+            tip: state.outline(),
             state,
             behind: VecDeque::new(),
             executing: 0,
@@ -159,7 +162,10 @@ impl Backup {
             }
             Input::MarksSaved(saved) => {
                 self.saved = self.saved.max(saved);
-                self.in_sync = self.in_sync || (self.marks.in_sync && self.saved == self.saves);
+                if self.saved == self.saves {
+                    self.in_sync = self.marks.in_sync;
+                    self.promised = self.marks.promised;
+                }
             }
             Input::Executed { replies, .. } => self.on_executed(replies, out),
             Input::Read { conn, records } => self.on_read(conn, records, out),
@@ -250,9 +256,7 @@ impl Backup {
 
     /// The reign of the last `EpochStart` that is durable.
     fn epoch_at_durable(&self) -> Epoch {
-        let mut starts = self.behind.iter().filter(|record| record.lsn() <= self.durable);
-        let start = starts.rfind(|record| matches!(record.entry.header.body, Body::EpochStart(_)));
-        start.map_or(self.state.epoch_at(self.durable), |record| record.entry.header.epoch)
+        self.tip.epoch_at(self.durable)
     }
 
     fn on_primary(&mut self, conn: Conn, message: PrimaryMessage, out: &mut Vec<Output>) {
@@ -327,27 +331,38 @@ impl Backup {
         Err(Error::new(Code::Deposed, why))
     }
 
+    /// Whether what was appended past the base is of a reign whose `EpochStart` has not come.
+    fn is_provisional(&self) -> bool {
+        self.marks.reign != self.tip.epoch() && self.marks.reign != Epoch::ZERO && rule::on(Rule::BackToBase)
+    }
+
     /// Cuts what was appended past the base of a reign whose `EpochStart` never came.
-    fn go_back_to_base(&mut self, out: &mut Vec<Output>) {
-        let provisional = self.marks.reign != self.last && self.marks.reign != Epoch::ZERO;
-        if provisional && self.appended > self.marks.base && rule::on(Rule::BackToBase) {
-            let base = self.marks.base;
-            assert!(self.state.end() <= base, "nothing provisional is applied");
-            assert!(
-                self.durable == self.appended,
-                "word of a sync under way would be taken for what comes after the cut"
-            );
-            out.push(Output::Truncate(base));
-            self.behind.retain(|record| record.lsn() <= base);
-            self.appended = base;
-            self.durable = self.durable.min(base);
+    fn go_back_to_base(&mut self, out: &mut Vec<Output>) -> Result<()> {
+        let base = self.marks.base;
+        if !self.is_provisional() || self.appended <= base {
+            return Ok(());
         }
+        if self.durable != self.appended {
+            // Word of a sync under way would be taken for what comes after the cut. Nobody asks for this who waited
+            // for the hello.
+            return Err(Error::new(Code::Protocol, "another reign on a stream whose records are not all durable yet"));
+        }
+        assert!(self.state.end() <= base, "nothing provisional is applied");
+        out.push(Output::Truncate(base));
+        self.behind.retain(|record| record.lsn() <= base);
+        self.appended = base;
+        self.durable = base;
+        self.tip = self.state.outline();
+        for record in &self.behind {
+            self.tip.apply_header(&record.entry.header, None).expect("it was applied when it came");
+        }
+        Ok(())
     }
 
     /// A restarting primary asks for a new epoch.
     fn on_promise(&mut self, epoch: Epoch, out: &mut Vec<Output>) -> Result<()> {
         self.refuse_older(epoch)?;
-        self.go_back_to_base(out);
+        self.go_back_to_base(out)?;
         self.marks.promised = self.marks.promised.max(epoch);
         let save = self.save_marks(out);
         if let Some(link) = &mut self.link {
@@ -395,25 +410,16 @@ impl Backup {
     ) -> Result<()> {
         self.refuse_older(epoch)?;
         if self.marks.reign != epoch {
-            // The first frame of a reign: what an older, unfinished one left behind goes first.
-            self.go_back_to_base(out);
+            // The first frame of a reign: what an older, unfinished one left behind goes first. What remains was
+            // certain before, though it may lie past this reign's base.
+            self.go_back_to_base(out)?;
             self.marks.promised = self.marks.promised.max(epoch);
             self.marks.reign = epoch;
-            self.marks.base = base;
+            self.marks.base = base.max(self.appended);
             self.save_marks(out);
         }
+        self.check_records(epoch, &records)?;
         for record in &records {
-            let header = &record.entry.header;
-            let digest = header.digest;
-            let intact = header.body != Body::Command || digest.verifies(&record.entry.payload);
-            if record.lsn() != self.appended.next() || !intact {
-                let why =
-                    format!("record {} is damaged or out of order: {} is next", record.lsn(), self.appended.next());
-                return Err(Error::new(Code::Protocol, why));
-            }
-            if let Body::EpochStart(_) = header.body {
-                self.last = header.epoch;
-            }
             self.appended = record.lsn();
             self.behind.push_back(record.clone());
         }
@@ -428,8 +434,30 @@ impl Backup {
         Ok(())
     }
 
+    /// Takes the records' headers into the tip: all of them, or none.
+    fn check_records(&mut self, epoch: Epoch, records: &[Record]) -> Result<()> {
+        let mut wrong = records.iter().find(|record| !record.is_intact() || record.entry.header.epoch > epoch);
+        if wrong.is_none() && records.len() == 1 {
+            // The common case needs no way back: a header that does not fit changes nothing.
+            wrong = records.iter().find(|record| self.tip.apply_header(&record.entry.header, None).is_err());
+        } else if wrong.is_none() {
+            let mut tip = self.tip.clone();
+            wrong = records.iter().find(|record| tip.apply_header(&record.entry.header, None).is_err());
+            if wrong.is_none() {
+                self.tip = tip;
+            }
+        }
+        let Some(record) = wrong else { return Ok(()) };
+        let next = self.appended.next();
+        let why = format!("record {} is damaged, or cannot follow in this log, where {next} is next", record.lsn());
+        Err(Error::new(Code::Protocol, why))
+    }
+
     fn on_grant(&mut self, epoch: Epoch, out: &mut Vec<Output>) -> Result<()> {
         self.refuse_older(epoch)?;
+        if self.link.as_ref().is_none_or(|link| link.epoch != Some(epoch)) {
+            return Err(Error::new(Code::Protocol, format!("a grant in epoch {epoch} before any frame of it")));
+        }
         self.marks.in_sync = true;
         self.save_marks(out);
         Ok(())
@@ -451,7 +479,7 @@ impl Backup {
 
     /// How far the log may be applied: what is durable, and not provisional.
     fn certain(&self) -> Lsn {
-        let known = self.marks.reign == self.last || self.marks.reign == Epoch::ZERO;
+        let known = self.marks.reign == self.tip.epoch() || self.marks.reign == Epoch::ZERO;
         if known { self.durable } else { self.durable.min(self.marks.base) }
     }
 
@@ -478,14 +506,15 @@ impl Backup {
     fn on_executed(&mut self, replies: Vec<Bytes>, out: &mut Vec<Output>) {
         let mut replies = replies.into_iter();
         for _ in 0..std::mem::take(&mut self.executing) {
-            let Some(record) = self.behind.pop_front() else {
+            let Some(record) = self.behind.front() else {
                 return;
             };
             let reply = (record.entry.header.body == Body::Command).then(|| replies.next().unwrap_or_default());
-            if let Err(error) = self.state.apply(&record, reply) {
+            if let Err(error) = self.state.apply(record, reply) {
                 self.fail(error, out);
                 return;
             }
+            self.behind.pop_front();
         }
     }
 
@@ -542,9 +571,9 @@ impl Backup {
         };
         match promotion.save {
             None if self.durable == self.appended => {
-                self.go_back_to_base(out);
+                self.go_back_to_base(out).expect("everything appended is durable");
                 let force = promotion.force && !self.in_sync;
-                let epoch = self.marks.promised.max(self.last).successor(self.marks.node, force);
+                let epoch = self.marks.promised.max(self.tip.epoch()).successor(self.marks.node, force);
                 self.marks.promised = epoch;
                 self.marks.reign = epoch;
                 self.marks.base = self.appended;
@@ -624,7 +653,7 @@ impl Backup {
             node: self.marks.node,
             domain: self.settings.domain.clone(),
             role: if self.failure.is_some() { Role::Stopped } else { Role::Backup },
-            epoch: self.marks.promised,
+            epoch: self.promised,
             endpoints: endpoints.into_iter().filter(|endpoint| !endpoint.is_empty()).collect(),
         }
     }
@@ -669,6 +698,7 @@ impl Backup {
         assert!(self.durable <= self.appended, "durable {} past what was appended, {}", self.durable, self.appended);
         assert!(self.state.end() <= self.durable, "applied past what is durable");
         assert!(self.saved <= self.saves, "marks saved that nobody asked for");
+        assert_eq!(self.tip.end(), self.appended, "the tip is the log's end");
         assert_eq!(self.state.end().0 + self.behind.len() as u64, self.appended.0, "I1: nothing is skipped");
     }
 }

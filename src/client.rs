@@ -19,8 +19,8 @@ use bytes::Bytes;
 
 use crate::error::{Code, Error, Result};
 use crate::log::{Digest, Epoch, HEADER_COST, Level, Lsn, Request, Tag, Time};
+use crate::message::Conn;
 use crate::message::{ClientMessage, NodeMessage, Outcome, Status};
-use crate::node::Conn;
 use crate::rule::{self, Rule};
 
 pub mod image;
@@ -287,6 +287,7 @@ impl Client {
             }
         }
         self.check_flushes(out);
+        self.store(out);
         self.open_gate(out);
     }
 

@@ -20,6 +20,6 @@ pub mod store;
 pub use error::{Code, Error, ErrorKind, Result};
 #[cfg(feature = "grpc")]
 pub use net::{
-    AdminClient, Backup, NetSettings, Opened, Primary, ReadOptions, Recovery, TaggedClient, WriteOptions, WriteOutcome,
-    Writing,
+    AdminClient, Backup, ClientEvents, ClientStats, NetSettings, NodeEvents, Opened, Primary, ReadOptions, Recovery,
+    TaggedClient, WriteOptions, WriteOutcome, Writing,
 };

@@ -325,6 +325,18 @@ impl Record {
         self.entry.header.lsn
     }
 
+    /// Whether the payload is the one that the header announces.
+    pub fn is_intact(&self) -> bool {
+        let header = &self.entry.header;
+        let length = self.entry.payload.len() as u64 == u64::from(header.length);
+        length
+            && if header.body == Body::Command {
+                header.digest.verifies(&self.entry.payload)
+            } else {
+                header.length == 0
+            }
+    }
+
     /// What it counts against a budget, in bytes: payload and an allowance for the header.
     pub fn cost(&self) -> u64 {
         self.entry.payload.len() as u64 + HEADER_COST

@@ -25,6 +25,10 @@ pub const VERSION: u32 = 1;
 /// The optional features this build has, as bits. None is defined yet.
 pub const FEATURES: u64 = 0;
 
+/// A stream, numbered by the shell; never reused within a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Conn(pub u64);
+
 /// A node's role as it tells clients and operators.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]

@@ -66,7 +66,7 @@ pub struct NetSettings {
     pub replication_window_bytes: u32,
     /// The largest message taken from a peer, in bytes. A command of `command_bytes_max` must fit, with room for others.
     pub message_bytes_max: usize,
-    /// Inputs that wait for the sequencer, and messages that wait to be sent on one stream.
+    /// Messages that wait for a node's sequencer or a client's driver, and messages that wait to be sent on one stream.
     pub queue_max: usize,
 }
 
@@ -81,7 +81,7 @@ impl Default for NetSettings {
             stream_window_bytes: 4 << 20,
             replication_window_bytes: 64 << 20,
             message_bytes_max: 64 << 20,
-            queue_max: 8192,
+            queue_max: 1024,
         }
     }
 }
@@ -122,6 +122,7 @@ impl NetSettings {
             .http2_keep_alive_interval(self.keepalive_interval)
             .keep_alive_timeout(self.keepalive_timeout)
             .keep_alive_while_idle(true)
+            .max_frame_size(server::FRAME_BYTES)
             .initial_stream_window_size(window)
             .initial_connection_window_size(window);
         // Name resolution and the HTTP/2 handshake are not covered by the connector's own timeout.

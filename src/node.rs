@@ -7,12 +7,9 @@ use bytes::Bytes;
 
 use crate::error::Error;
 use crate::log::{ClientId, Entry, GapPolicy, Lsn, Record, Time};
+pub use crate::message::Conn;
 use crate::message::{BackupMessage, ClientMessage, NodeMessage, PrimaryMessage};
 use crate::store::{Marks, Missing};
-
-/// A stream, numbered by the shell; never reused within a process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Conn(pub u64);
 
 /// Into a node's core.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -128,7 +125,8 @@ pub enum Output {
         /// About how much.
         bytes_max: u64,
     },
-    /// Ask the state machine which of these it wants to keep although others are missing; report `Judged`.
+    /// Ask the state machine which of these it wants to keep although others are missing; report `Judged`. In order
+    /// with `Execute`, each answered, although the core may ask again before the answer comes.
     Judge {
         /// Candidates, in log order.
         entries: Vec<Entry>,

@@ -119,6 +119,8 @@ pub struct Recovery {
     excluded: BTreeSet<ClientId>,
     resolved: Option<GapPolicy>,
     judging: Option<Skipping>,
+    /// Words of the state machine that are still to come on questions that were dropped.
+    dropped: u64,
     conflict: Option<(Error, Vec<ClientId>)>,
 }
 
@@ -160,6 +162,7 @@ impl Recovery {
             excluded: BTreeSet::new(),
             resolved: None,
             judging: None,
+            dropped: 0,
             conflict: None,
         }
     }
@@ -202,8 +205,13 @@ impl Recovery {
         }
     }
 
+    /// What was asked of the state machine is no longer the question; its word on it will come all the same.
+    fn drop_judging(&mut self) {
+        self.dropped += u64::from(self.judging.take().is_some());
+    }
+
     fn drop_report(&mut self, client: ClientId) {
-        self.judging = None;
+        self.drop_judging();
         self.conflict = None;
         if self.reporters.remove(&client).is_none() {
             return;
@@ -369,7 +377,7 @@ impl Recovery {
     /// An operator concludes now.
     pub fn resolve(&mut self, policy: GapPolicy) {
         self.resolved = Some(policy);
-        self.judging = None;
+        self.drop_judging();
     }
 
     /// Sessions on the roster whose report is not complete.
@@ -460,6 +468,10 @@ impl Recovery {
 
     /// The state machine's word on the entries of the last [`Next::Judge`].
     pub fn judged(&mut self, keep: &[bool], state: &LogState) -> Next {
+        if self.dropped > 0 {
+            self.dropped -= 1;
+            return Next::Wait;
+        }
         let Some(skipping) = self.judging.take() else {
             return Next::Wait;
         };
@@ -638,7 +650,7 @@ impl Recovery {
             () if !walk.gaps.is_empty() => "gaps",
             () => "concluding",
         };
-        let lost_by_stop = walk.gaps.first().map_or(0, |gap| self.observed().max(known).0 + 1 - gap.start.0);
+        let lost_by_stop = walk.gaps.first().map_or(0, |gap| self.observed().max(known).next().0 - gap.start.0);
         let owed = self.reporters.values().flat_map(|reporter| reporter.wanted.values().chain(reporter.asked.values()));
         let owed: u64 = owed.map(|length| u64::from(*length)).sum();
         let pulled_bytes = self.payloads.values().map(|(_, payload)| payload.len() as u64).sum();

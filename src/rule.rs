@@ -2,7 +2,7 @@
 //!
 //! Every rule below was found to be *needed*: without it some schedule of crashes loses or reorders data.
 //! A test that claims to check the protocol must therefore notice when one is missing. In an ordinary build
-//! [`on`] is a constant `true` and costs nothing; with the feature `seeded-bugs` a test may switch a rule off
+//! `on` is a constant `true` and costs nothing; with the feature `seeded-bugs` a test may switch a rule off
 //! on its own thread and must then see a violation.
 
 /// A rule of the protocol that can be switched off in a test build.
@@ -73,6 +73,44 @@ pub enum Rule {
     CacheBeforeConfirm,
     /// The backup acknowledges only what is durable.
     AckDurable,
+}
+
+impl Rule {
+    /// Every rule, in the order of the protocol.
+    pub const ALL: [Rule; 32] = [
+        Rule::OpenStable,
+        Rule::ResumeStable,
+        Rule::SuspendFinal,
+        Rule::SuspendDrained,
+        Rule::StreamEpoch,
+        Rule::Manifest,
+        Rule::ManifestOwn,
+        Rule::ManifestRestart,
+        Rule::ConfirmByOrigin,
+        Rule::ResendInOrder,
+        Rule::SupersededFinal,
+        Rule::ReleaseByEpoch,
+        Rule::PromiseDurable,
+        Rule::RefuseOldEpoch,
+        Rule::BackToBase,
+        Rule::ReportEpoch,
+        Rule::ReportStands,
+        Rule::AwaitRoster,
+        Rule::RebuildPastObserved,
+        Rule::BackToInDoubt,
+        Rule::OpenStableEpoch,
+        Rule::TellRolledBack,
+        Rule::UnknownEpochSuperseded,
+        Rule::LateResume,
+        Rule::InSyncOnly,
+        Rule::GrantCounts,
+        Rule::LogBeforeSend,
+        Rule::CleanMarkErased,
+        Rule::ReadEcho,
+        Rule::ReadLevel,
+        Rule::CacheBeforeConfirm,
+        Rule::AckDurable,
+    ];
 }
 
 #[cfg(feature = "seeded-bugs")]

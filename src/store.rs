@@ -13,6 +13,7 @@ use crate::client::CacheOp;
 use crate::error::{Code, Error};
 use crate::log::{ClusterId, Entry, Epoch, GroupId, Lsn, NodeId, Record};
 
+pub mod conformance;
 pub mod file;
 pub mod kv;
 pub mod memory;
@@ -99,7 +100,7 @@ pub struct Missing {
 /// The application: a deterministic function of the commands applied to it, in order.
 ///
 /// Same commands, same headers (the time included), same replies: on every node and at every replay. A node
-/// whose replies differ from the recorded ones stops with [`Code::Diverged`](crate::Code::Diverged).
+/// whose replies differ from the recorded ones stops with [`Code::Diverged`].
 pub trait StateMachine: Send + 'static {
     /// Applies commands in order and pushes exactly one reply for each.
     ///

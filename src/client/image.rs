@@ -171,8 +171,8 @@ pub struct CacheImage {
     /// Commands without a reply, and the bytes of their payloads.
     unanswered: BTreeSet<Request>,
     unanswered_bytes: u64,
-    /// Commands with a tag, by the checkpoint that releases them.
-    held: BTreeMap<(Epoch, Lsn), Request>,
+    /// Commands with a tag, by the checkpoint that releases them. Several may wait for the same one.
+    held: BTreeSet<(Epoch, Lsn, Request)>,
 }
 
 impl CacheImage {
@@ -191,7 +191,10 @@ impl CacheImage {
                 self.unanswered.insert(*request);
                 self.commands.insert(*request, command.clone());
             }
-            CacheOp::Tag { request, tag } => self.tag(*request, *tag),
+            CacheOp::Tag { request, tag } => {
+                self.tag(*request, *tag);
+                self.release_if_stable(*request);
+            }
             CacheOp::Answered { request, reply } => {
                 if let Some(command) = self.commands.get_mut(request)
                     && command.reply.replace(*reply).is_none()
@@ -291,9 +294,9 @@ impl CacheImage {
     fn tag(&mut self, request: Request, tag: Tag) {
         let Some(command) = self.commands.get_mut(&request) else { return };
         if let Some(old) = command.tag.replace(tag) {
-            self.held.remove(&(old.epoch, old.hold_until.unwrap_or(old.lsn)));
+            self.held.remove(&(old.epoch, old.hold_until.unwrap_or(old.lsn), request));
         }
-        self.held.insert((tag.epoch, tag.hold_until.unwrap_or(tag.lsn)), request);
+        self.held.insert((tag.epoch, tag.hold_until.unwrap_or(tag.lsn), request));
     }
 
     fn forget(&mut self, request: Request) {
@@ -304,7 +307,7 @@ impl CacheImage {
             self.unanswered_bytes -= command.payload.len() as u64;
         }
         if let Some(tag) = command.tag {
-            self.held.remove(&(tag.epoch, tag.hold_until.unwrap_or(tag.lsn)));
+            self.held.remove(&(tag.epoch, tag.hold_until.unwrap_or(tag.lsn), request));
         }
     }
 
@@ -317,8 +320,8 @@ impl CacheImage {
     fn release(&mut self) {
         let (epoch, stable) = self.stable;
         let from = if rule::on(Rule::ReleaseByEpoch) { epoch } else { Epoch::ZERO };
-        let covered: Vec<Request> =
-            self.held.range((from, Lsn(0))..=(epoch, stable)).map(|(_, request)| *request).collect();
+        let covered = (from, Lsn(0), Request(0))..=(epoch, stable, Request(u64::MAX));
+        let covered: Vec<Request> = self.held.range(covered).map(|(_, _, request)| *request).collect();
         for request in covered {
             self.release_if_stable(request);
         }
@@ -330,16 +333,23 @@ impl CacheImage {
     /// Settles everything of reigns before `epoch`. What the log has and the application knows is released (a
     /// reign opens stable); what it lost is forgotten; what was never answered is in doubt again.
     fn judge(&mut self, epoch: Epoch, reigns: &[Reign]) {
-        let old: Vec<Request> = self.held.range(..(epoch, Lsn(0))).map(|(_, request)| *request).collect();
+        let present = (epoch, Lsn(0), Request(0));
+        let old: Vec<Request> = self.held.range(..present).map(|(_, _, request)| *request).collect();
         for request in old {
             let Some(command) = self.commands.get_mut(&request) else { continue };
-            if command.reply.is_some() {
+            let again = !rule::on(Rule::SupersededFinal)
+                && command.tag.is_some_and(|tag| verdict(reigns, tag.epoch, tag.lsn) == Verdict::Superseded);
+            if again && command.reply.take().is_some() {
+                command.tag = None;
+                self.unanswered_bytes += command.payload.len() as u64;
+                self.unanswered.insert(request);
+            } else if command.reply.is_some() {
                 self.forget(request);
             } else if rule::on(Rule::BackToInDoubt) {
                 command.tag = None;
             }
         }
-        self.held = self.held.split_off(&(epoch, Lsn(0)));
+        self.held = self.held.split_off(&present);
         let kept = self.headers.split_off(&(epoch, Lsn(0)));
         self.bytes -= HEADER_COST * self.headers.len() as u64;
         self.headers = kept;

@@ -4,10 +4,10 @@ use super::{Client, ClientEvent, ClientOutput, FRAME_BYTES, Live, REPORT_ITEMS, 
 use crate::client::image::{CacheOp, Identity, Verdict, rolled_back, verdict};
 use crate::error::{Code, Error};
 use crate::log::{Epoch, Lsn, Reign, Request, Time};
+use crate::message::Conn;
 use crate::message::{
     Attach, ClientMessage, FEATURES, Hello, NodeMessage, Payloads, Report, ReportItem, Role, Status, VERSION, Welcome,
 };
-use crate::node::Conn;
 use crate::rule::{self, Rule};
 
 impl Client {
@@ -199,6 +199,9 @@ impl Client {
         let Welcome { epoch, stable, reigns, window, window_bytes, command_bytes_max, .. } = welcome;
         if !self.is_session_epoch(epoch) {
             return;
+        }
+        if !rule::on(Rule::ReleaseByEpoch) {
+            self.keep(CacheOp::Stable(epoch, stable));
         }
         self.tell_lost(epoch, &reigns);
         if !self.image.welcomed {

@@ -99,6 +99,9 @@ impl Client {
             };
             let mut frame = ClientFrame { epoch, confirm: live.seq, ..ClientFrame::default() };
             self.gather_writes(&mut frame);
+            if !rule::on(Rule::ResendInOrder) {
+                frame.writes.reverse();
+            }
             for (id, asking) in self.asking.iter_mut().filter(|(_, asking)| !asking.sent) {
                 asking.sent = true;
                 frame.queries.push(Query { id: *id, level: asking.level, payload: asking.payload.clone() });
@@ -132,32 +135,33 @@ impl Client {
                 return;
             };
             let request = live.next;
-            let write =
-                if let Some(command) = self.image.commands.get(&request).filter(|command| command.reply.is_none()) {
-                    if !self.fits_window(live, request, command.payload.len() as u64) {
-                        return;
-                    }
-                    to_write(request, command)
-                } else if request <= self.image.last {
-                    // Answered, or superseded: the number is spent, and only keeps the stream's numbers dense.
-                    filler(request)
-                } else if let Some(unsent) = self.unsent.get(&request) {
-                    let length = unsent.payload.len() as u64;
-                    if !self.fits_window(live, request, length) || !self.fits_cache(length) {
-                        return;
-                    }
-                    self.first_send(request)
-                } else {
+            let reign = self.image.reported;
+            let again = |command: &&Command| {
+                let held = command.tag.is_some_and(|tag| tag.epoch < reign);
+                command.reply.is_none() && (!held || rule::on(Rule::BackToInDoubt))
+            };
+            let write = if let Some(command) = self.image.commands.get(&request).filter(again) {
+                if !self.fits_window(live, request, command.payload.len() as u64) {
                     return;
-                };
+                }
+                to_write(request, command)
+            } else if request <= self.image.last {
+                // Answered, or superseded: the number is spent, and only keeps the stream's numbers dense.
+                filler(request)
+            } else if let Some(unsent) = self.unsent.get(&request) {
+                let length = unsent.payload.len() as u64;
+                if !self.fits_window(live, request, length) || !self.fits_cache(length) {
+                    return;
+                }
+                self.first_send(request)
+            } else {
+                return;
+            };
             bytes += write.payload.len() as u64 + HEADER_COST;
             frame.writes.push(write);
             if let Some(live) = self.session.as_mut().and_then(|session| session.live.as_mut()) {
                 live.next = request.next();
             }
-        }
-        if !rule::on(Rule::ResendInOrder) {
-            frame.writes.reverse();
         }
     }
 

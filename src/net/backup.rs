@@ -68,11 +68,12 @@ impl BackupBuilder {
             let why = format!("{primary} is no endpoint of a primary: {error}; give http://host:port");
             return Err(Error::new(Code::InvalidArgument, why));
         }
+        let largest = settings.command_bytes_max;
         let start = |endpoint: String| {
             let primary = PrimarySettings { domain: domain.clone(), endpoint: endpoint.clone(), ..settings };
             Start::Backup(BackupSettings { domain, endpoint, primary })
         };
-        let running = Running::start(start, log, state, listen, advertise, &net).await?;
+        let running = Running::start(start, log, state, listen, advertise, &net, largest).await?;
         tokio::spawn(link::follow(running.node.mailbox.clone(), primary, net));
         Ok(Backup { running })
     }
@@ -170,6 +171,11 @@ impl Backup {
         let found = |view: &super::node::View| (view.role != Role::Backup).then_some(Ok(()));
         self.running.node.wait(found).await?;
         Ok(Recovery { running: Arc::clone(&self.running), after: Epoch::ZERO })
+    }
+
+    /// Ends at once, as a crash would, and returns when log and address are free. Cancel safe: the end goes on.
+    pub async fn abort(&self) {
+        self.running.abort().await;
     }
 
     /// Stops following. Returns `false`: only a primary leaves the mark of an orderly stop.

@@ -48,7 +48,7 @@ async fn open(mailbox: &Mailbox, endpoint: &str, settings: &NetSettings) -> Resu
     let channel = settings.dial(endpoint, settings.replication_window_bytes).await?;
     let mut client =
         pb::replication_client::ReplicationClient::new(channel).max_decoding_message_size(settings.message_bytes_max);
-    let (outbox, queue) = mailbox.outbox();
+    let (outbox, queue) = mailbox.long_outbox();
     let pack: fn(_) -> pb::BackupMessages = pb::BackupMessages::from;
     let (outgoing, dropped) = Outgoing::new(queue, weigh, pack);
     // A node answers the call at once; one that does not is as good as away.

@@ -75,9 +75,15 @@ impl Mailbox {
         Conn(self.last_conn.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1)
     }
 
-    /// A queue for the messages of one stream.
+    /// A queue for the messages of one client's stream.
     pub(super) fn outbox<M>(&self) -> (mpsc::Sender<M>, mpsc::Receiver<M>) {
         mpsc::channel(self.queue_max)
+    }
+
+    /// A queue for the messages of a replication stream. It holds what the replication window allows while the link
+    /// stands still, and that in small pieces: should it overflow, the stream is lost and begins anew from the log.
+    pub(super) fn long_outbox<M>(&self) -> (mpsc::Sender<M>, mpsc::Receiver<M>) {
+        mpsc::channel(self.queue_max.saturating_mul(64))
     }
 
     /// Waits for room in the sequencer's queue.
@@ -259,6 +265,8 @@ struct Sequencer {
     saves: u64,
     sync_save: Option<u64>,
     failure: Option<Error>,
+    /// A stop is complete.
+    stopped: bool,
 }
 
 impl Sequencer {
@@ -304,6 +312,7 @@ impl Sequencer {
             saves: 0,
             sync_save: None,
             failure: None,
+            stopped: false,
         };
         sequencer.carry_out(out);
         sequencer.flush();
@@ -340,7 +349,7 @@ impl Sequencer {
                 self.deliver(mail);
             }
             self.flush();
-            if self.view.borrow().stopped.is_some() {
+            if self.stopped {
                 return;
             }
         }
@@ -420,6 +429,7 @@ impl Sequencer {
             }
             Mail::Admin(admin, done) => match self.failure.clone() {
                 Some(_) if admin == Admin::Stop => {
+                    self.stopped = true;
                     self.view.send_modify(|view| view.stopped = Some(false));
                     let _ = done.send(Ok(()));
                 }
@@ -575,6 +585,7 @@ impl Sequencer {
                 self.view.send_modify(|view| view.role = Role::Deposed);
             }
             NodeEvent::Stopped(clean) => {
+                self.stopped = true;
                 self.view.send_modify(|view| (view.role, view.stopped) = (Role::Stopped, Some(*clean)));
             }
             NodeEvent::InSync => tracing::info!("the backup is in sync"),

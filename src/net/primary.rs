@@ -24,6 +24,9 @@ pub struct Opened {
     pub report: EpochStart,
 }
 
+/// What may travel in one message with the largest command.
+const JOINED_BYTES: u64 = 2 << 20;
+
 /// What the handles of a node share: the node ends when the last of them is dropped.
 pub(super) struct Running {
     pub(super) node: Node,
@@ -40,8 +43,16 @@ impl Running {
         listen: SocketAddr,
         advertise: Option<String>,
         net: &NetSettings,
+        command_bytes_max: u64,
     ) -> Result<Arc<Self>> {
         net.validate()?;
+        if command_bytes_max.saturating_add(JOINED_BYTES) > net.message_bytes_max as u64 {
+            let why = format!(
+                "message_bytes_max of {} has no room for commands of {command_bytes_max} bytes and {JOINED_BYTES} more",
+                net.message_bytes_max
+            );
+            return Err(Error::new(Code::InvalidArgument, why));
+        }
         let listener = server::bind(listen).await?;
         let address = listener.local_addr().map_err(Error::from)?;
         let advertise = advertise.unwrap_or_else(|| {
@@ -63,14 +74,25 @@ impl Running {
             Err(error) if error.code() == Code::Closed => {}
             done => done?,
         }
-        let clean = self.node.wait(|view| view.stopped.filter(|_| view.ended).map(Ok)).await;
+        let mut view = self.node.mailbox.view();
+        let ended = view.wait_for(|view| view.ended).await.map(|view| view.clone());
+        self.abort().await;
+        let ended = ended.map_err(|_| Error::new(Code::Closed, "the node was stopped"))?;
+        match (ended.stopped, ended.failure) {
+            (_, Some(failure)) => Err(failure),
+            (stopped, None) => Ok(stopped.unwrap_or(false)),
+        }
+    }
+
+    /// Ends the node as a crash would, and waits until its stores and its address are free.
+    pub(super) async fn abort(&self) {
         self.node.close();
+        let _ = self.node.mailbox.view().wait_for(|view| view.ended).await;
         let server = self.server.lock().take();
         if let Some(server) = server {
-            // It ends by itself now that the node has; the address is free when it has.
+            // It ends by itself now that the node has.
             let _ = server.await;
         }
-        clean
     }
 
     pub(super) async fn opened(&self, after: Epoch) -> Result<Opened> {
@@ -134,8 +156,9 @@ impl PrimaryBuilder {
     /// stores say; [`Code::Corrupt`] or [`Code::Diverged`] if the log does not replay.
     pub async fn start(self) -> Result<Primary> {
         let Self { domain, log, state, settings, net, listen, advertise } = self;
+        let largest = settings.command_bytes_max;
         let start = |endpoint| Start::Primary(PrimarySettings { domain, endpoint, ..settings });
-        Ok(Primary { running: Running::start(start, log, state, listen, advertise, &net).await? })
+        Ok(Primary { running: Running::start(start, log, state, listen, advertise, &net, largest).await? })
     }
 }
 
@@ -214,6 +237,12 @@ impl Primary {
     /// Why the node stopped, if it failed.
     pub async fn stop(&self) -> Result<bool> {
         self.running.stop().await
+    }
+
+    /// Ends at once, as a crash would, and returns when log and address are free. Nothing is lost by it: a restart is a
+    /// recovery. Cancel safe: the end goes on.
+    pub async fn abort(&self) {
+        self.running.abort().await;
     }
 
     /// Waits until the node serves nothing any more, and says why: a failure, a higher epoch, or [`Code::Closed`].

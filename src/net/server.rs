@@ -192,7 +192,7 @@ impl pb::replication_server::Replication for Services {
         request: Request<Streaming<pb::BackupMessages>>,
     ) -> Result<Response<Self::FollowStream>, Status> {
         let conn = self.mailbox.conn();
-        let (outbox, queue) = self.mailbox.outbox();
+        let (outbox, queue) = self.mailbox.long_outbox();
         let (outgoing, dropped) = Outgoing::new(queue, weigh_to_backup, pack_to_backup as fn(_) -> _);
         let weak = outbox.downgrade();
         self.mailbox.send(Mail::BackupStream(conn, outbox)).await.map_err(status_of)?;

@@ -17,8 +17,10 @@ use crate::store::{LogStore, Marks};
 
 /// Jobs that wait; the sequencer waits for room beyond that.
 const JOBS_MAX: usize = 4096;
-/// Jobs taken before a sync at the latest.
+/// Jobs, and bytes of records, taken before a sync at the latest: what waits for a sync should not wait for a whole
+/// backlog.
 const GROUP_MAX: usize = 1024;
+const GROUP_BYTES: u64 = 8 << 20;
 
 /// What the log is asked to do.
 pub(super) enum Job {
@@ -104,12 +106,13 @@ impl Drop for Storage {
 fn run(mut log: Box<dyn LogStore>, queue: &Receiver<Job>, shared: &Shared) -> Result<()> {
     let mut saved = 0;
     while let Ok(first) = queue.recv() {
-        let mut dirty = false;
-        let more = std::iter::from_fn(|| queue.try_recv().ok()).take(GROUP_MAX);
-        for job in std::iter::once(first).chain(more) {
+        let (mut dirty, mut taken, mut bytes) = (false, 0, 0);
+        let mut next = Some(first);
+        while let Some(job) = next {
             match job {
                 Job::Append(records) => {
                     log.append(&records).map_err(|error| failed("append to", error))?;
+                    bytes += records.iter().map(Record::cost).sum::<u64>();
                     dirty = true;
                 }
                 Job::Truncate(last) => {
@@ -131,6 +134,8 @@ fn run(mut log: Box<dyn LogStore>, queue: &Receiver<Job>, shared: &Shared) -> Re
                     shared.bell.notify_one();
                 }
             }
+            taken += 1;
+            next = (taken < GROUP_MAX && bytes < GROUP_BYTES).then(|| queue.try_recv().ok()).flatten();
         }
         sync(&mut *log, &mut dirty, shared)?;
     }

@@ -66,11 +66,14 @@ impl Primary {
         match message {
             BackupMessage::Hello(_) => {}
             BackupMessage::Promised { epoch, end, last } => {
-                follower.durable = end;
-                follower.sent = end;
-                self.on_promised(now, epoch, end, last, out);
+                // Out of place it says nothing: what a backup has is what it acknowledges.
+                if matches!(self.phase, Phase::Promising { epoch: asked } if asked == epoch) {
+                    follower.durable = end;
+                    follower.sent = end;
+                    self.on_promised(now, epoch, end, last, out);
+                }
             }
-            BackupMessage::Records { records, .. } => self.on_records(now, records, out),
+            BackupMessage::Records { epoch, records } => self.on_records(now, epoch, records, out),
             BackupMessage::Ack { epoch, durable, echo, in_sync } => {
                 if epoch != self.epoch || durable > follower.sent || echo > follower.echo {
                     let why =
@@ -126,7 +129,7 @@ impl Primary {
             if !ours {
                 return Err(Error::new(Code::Recovering, "the primary is recovering; follow it when it is open"));
             }
-            if hello.end > self.water.head() || hello.last != self.state.epoch_at(hello.end) {
+            if hello.end > self.water.head() || !self.has_prefix(hello.end, hello.last) {
                 let why = format!(
                     "the log ends at {} in reign {}, which is not in the primary's: set it aside, and begin with an empty one",
                     hello.end, hello.last
@@ -175,6 +178,14 @@ impl Primary {
         Ok(())
     }
 
+    /// Whether a log that ends at `end`, in the reign `last`, can be a prefix of this one. It may reach past the base of
+    /// the reign after `last` (what that rebuilt is the same there), but not past a gap.
+    pub(super) fn has_prefix(&self, end: Lsn, last: Epoch) -> bool {
+        let after = self.state.reigns_from(last).iter().find(|reign| reign.epoch > last);
+        let gap = after.is_some_and(|reign| reign.gaps.iter().any(|gap| gap.start <= end));
+        last == self.state.epoch_at(end) && !gap
+    }
+
     /// An empty frame of the reign, so that the backup marks it (and a read's echo may ride on it).
     fn announce(&mut self, out: &mut Vec<Output>) {
         let (epoch, base, stable) = (self.epoch, self.base, self.water.stable());
@@ -193,15 +204,20 @@ impl Primary {
         };
         follower.durable = follower.durable.max(durable);
         follower.echo_seen = follower.echo_seen.max(echo);
-        if in_sync && !follower.in_sync {
-            out.push(Output::Event(NodeEvent::InSync));
-        }
+        let granted = in_sync && !follower.in_sync;
         follower.in_sync |= in_sync;
         while follower.under_way.front().is_some_and(|(lsn, _)| *lsn <= durable) {
             follower.under_way_bytes -= follower.under_way.pop_front().map_or(0, |(_, cost)| cost);
         }
+        if granted {
+            out.push(Output::Event(NodeEvent::InSync));
+        }
         self.try_open(now, out);
         self.advance_stable(now, out);
+        if granted {
+            // Sessions may have waited for just that.
+            self.admit_waiting(now, out);
+        }
         self.release_reads();
         self.pump(out);
     }
@@ -230,7 +246,8 @@ impl Primary {
                 out.push(Output::Read { conn: follower.conn, from, bytes_max: READ_BYTES });
                 break;
             }
-            let mut records = self.unstable.read(from, READ_BYTES);
+            let room = self.settings.replication_window_bytes - follower.under_way_bytes;
+            let mut records = self.unstable.read(from, READ_BYTES.min(room));
             records.truncate(usize::try_from(limit.0 - follower.sent.0).unwrap_or(usize::MAX));
             follower.send(epoch, base, stable, records, out);
         }
@@ -302,7 +319,8 @@ impl Primary {
 
     /// Takes the attaching of a backup one step further.
     fn try_attach(&mut self, out: &mut Vec<Output>) {
-        if !matches!(self.phase, Phase::Open) {
+        // An orderly stop still has to be told by the backup that everything is there.
+        if !matches!(self.phase, Phase::Open | Phase::Stopping) {
             return;
         }
         let (epoch, head, stable) = (self.epoch, self.water.head(), self.water.stable());
@@ -312,7 +330,7 @@ impl Primary {
             return;
         };
         if target == Target::Own {
-            if follower.sent == head && !self.config_proposed {
+            if follower.sent == head && !self.config_proposed && matches!(self.phase, Phase::Open) {
                 self.config_proposed = true;
                 let body = Body::Config(Target::Backup(follower.node));
                 self.proposals.push_back(Proposal { client: None, body });

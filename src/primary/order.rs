@@ -259,6 +259,7 @@ impl Primary {
             (Body::Close | Body::Expire, Some(origin)) => {
                 self.in_flight.remove(&origin.client);
                 self.disconnected.remove(&origin.client);
+                self.ending.remove(&origin.client);
                 self.departing.insert(origin.client, lsn);
             }
             (_, Some(origin)) => {

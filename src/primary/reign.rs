@@ -93,12 +93,12 @@ impl Primary {
         out: &mut Vec<Output>,
     ) -> Result<Self> {
         settings.validate()?;
-        let own = Target::Backup(marks.node);
-        // A takeover that did not conclude: the log still names this node as somebody's backup.
-        let takeover = state.target() == own;
-        let target = if takeover { Target::Own } else { state.target() };
-        let clean = marks.clean == Some(state.end());
         let started = state.epoch() != Epoch::ZERO;
+        // A takeover that did not conclude: the log's last reign is still another node's.
+        let takeover = started && state.epoch().node != marks.node;
+        let target = if takeover { Target::Own } else { state.target() };
+        // It vouches for the log it was made for, and for no longer one.
+        let clean = marks.clean.is_some_and(|end| end == state.end() || !rule::on(Rule::CleanMarkErased));
         let beginning = Beginning {
             target,
             complete: clean || !started || state.start().log_before_send && !takeover,
@@ -384,13 +384,7 @@ impl Primary {
 
     /// The backup promised the epoch this restarting primary asked for.
     pub(super) fn on_promised(&mut self, now: Time, epoch: Epoch, end: Lsn, last: Epoch, out: &mut Vec<Output>) {
-        let Phase::Promising { epoch: asked } = self.phase else {
-            return;
-        };
-        if epoch != asked {
-            return;
-        }
-        if end <= self.state.end() && last != self.state.epoch_at(end) {
+        if end <= self.state.end() && !self.has_prefix(end, last) {
             let why = format!(
                 "the backup's log ends at {end} in reign {last}, which is not this log's: one of the two \
                  was restored from somewhere else"
@@ -418,17 +412,24 @@ impl Primary {
                 let fetch = PrimaryMessage::Fetch { epoch, from: have.next() };
                 out.push(Output::ToBackup(follower.conn, fetch));
             }
-        } else if self.water.logged() >= have {
+        } else if self.water.logged() >= have && self.executing.is_none() {
             self.mark(epoch, out);
         }
     }
 
-    pub(super) fn on_records(&mut self, now: Time, records: Vec<Record>, out: &mut Vec<Output>) {
-        if !matches!(self.phase, Phase::Fetching { .. }) || self.executing.is_some() {
+    pub(super) fn on_records(&mut self, now: Time, of: Epoch, mut records: Vec<Record>, out: &mut Vec<Output>) {
+        let Phase::Fetching { epoch, end } = self.phase else {
+            return;
+        };
+        if self.executing.is_some() || of != epoch {
             return;
         }
-        if records.first().is_none_or(|record| record.lsn() != self.state.end().next()) {
-            let why = "the backup sent other records than it was asked for";
+        records.retain(|record| record.lsn() <= end);
+        // What cannot be in this log is the backup's fault, and must not get as far as the state machine.
+        let mut trial = self.state.outline();
+        let fits = |record: &Record| record.is_intact() && trial.apply_header(&record.entry.header, None).is_ok();
+        if records.is_empty() || !records.iter().all(fits) {
+            let why = "the backup sent other records than it was asked for, or such as cannot follow this log";
             self.refuse_follower(Error::new(Code::Protocol, why), out);
             return;
         }

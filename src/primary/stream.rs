@@ -69,6 +69,7 @@ impl Primary {
         }
         let greeted = self.streams.get(&conn).is_some_and(|stream| stream.greeted);
         let done = match message {
+            ClientMessage::Hello(_) if greeted => Err(Error::new(Code::Protocol, "a second hello on a stream")),
             ClientMessage::Hello(hello) => self.on_hello(conn, &hello, out),
             _ if !greeted => Err(Error::new(Code::Protocol, "the first message of a stream is a hello")),
             ClientMessage::Attach(attach) => self.on_attach(now, conn, attach, out),
@@ -216,11 +217,16 @@ impl Primary {
         let Some(attach) = self.streams.get(&conn).and_then(|stream| stream.attach.clone()) else {
             return;
         };
-        if self.in_flight.contains(&client) || self.departing.contains_key(&client) || self.ending.contains(&client) {
+        let session = self.state.session(client).map(|session| (session.standing, session.since));
+        let leaving = self.in_flight.contains(&client);
+        let on = session.is_some_and(|(standing, _)| standing == Standing::On);
+        if (leaving && (!on || rule::on(Rule::SuspendFinal)))
+            || self.departing.contains_key(&client)
+            || self.ending.contains(&client)
+        {
             return;
         }
         let stable = self.water.stable();
-        let session = self.state.session(client).map(|session| (session.standing, session.since));
         match session {
             None if !attach.fresh => {
                 let why = "the session ended or expired; what it left unanswered has an unknown outcome";
@@ -310,7 +316,7 @@ impl Primary {
         let Some(live) = self.streams.get_mut(&conn).and_then(|stream| stream.live.as_mut()) else {
             return Err(Error::new(Code::Protocol, "a frame on a stream without a session"));
         };
-        if frame.epoch != self.epoch {
+        if frame.epoch != self.epoch && rule::on(Rule::StreamEpoch) {
             let why = format!("a frame of epoch {} on a stream of epoch {}", frame.epoch, self.epoch);
             return Err(Error::new(Code::WrongEpoch, why));
         }
@@ -370,7 +376,7 @@ impl Primary {
         }
         let window = self.settings.window;
         let live = self.live_at(conn);
-        if write.request > live.next {
+        if write.request > live.next || write.request == Request(u64::MAX) {
             let why = format!("request {} where {} is next: numbers are dense", write.request, live.next);
             return Err(Error::new(Code::Protocol, why));
         }

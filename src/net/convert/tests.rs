@@ -1,1 +1,280 @@
-//! Tests.
+//! The wire's promises: what is sent arrives as it was; whatever else arrives is an error that names the field.
+
+#![allow(clippy::unwrap_used)]
+
+mod errors;
+mod malformed;
+mod strategies;
+
+use std::fmt::Debug;
+
+use bytes::Bytes;
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::Index;
+use prost::Message;
+
+use super::*;
+use crate::log::{ClientId, Digest, Epoch, GapPolicy, Lsn, NodeId, Request};
+use crate::message::{ClientFrame, NodeFrame, NodeStatus, Outcome, Payloads, Query, QueryResult, Response, Write};
+use crate::node::Admin;
+
+/// As it is after the wire: encoded, decoded, read.
+fn carried<W, T>(value: T) -> Result<T>
+where
+    W: Message + Default + From<T>,
+    T: TryFrom<W, Error = Error>,
+{
+    T::try_from(W::decode(W::from(value).encode_to_vec().as_slice()).unwrap())
+}
+
+/// Reads `bytes` as a `W`, come what may; and what can be read is the same once it was carried again.
+fn survives<W, T>(bytes: &[u8])
+where
+    W: Message + Default + From<T>,
+    T: TryFrom<W, Error = Error> + Clone + PartialEq + Debug,
+{
+    let Ok(decoded) = W::decode(bytes) else { return };
+    match T::try_from(decoded) {
+        Ok(value) => assert_eq!(carried::<W, T>(value.clone()), Ok(value)),
+        Err(error) => {
+            assert!(matches!(error.code(), Code::Protocol | Code::UnknownKind | Code::WrongVersion), "{error}");
+        }
+    }
+}
+
+fn survive_as_anything(bytes: &[u8]) {
+    survives::<pb::ClientMessages, Vec<ClientMessage>>(bytes);
+    survives::<pb::NodeMessages, Vec<NodeMessage>>(bytes);
+    survives::<pb::BackupMessages, Vec<BackupMessage>>(bytes);
+    survives::<pb::PrimaryMessages, Vec<PrimaryMessage>>(bytes);
+    survives::<pb::NodeStatus, NodeStatus>(bytes);
+    survives::<pb::ResolveRequest, GapPolicy>(bytes);
+    survives::<pb::ClientRequest, ClientId>(bytes);
+    let _ = pb::PromoteRequest::decode(bytes).map(Admin::try_from);
+}
+
+/// What happens to an encoding: a byte is put in, the end cut off, bytes are replaced.
+#[derive(Clone, Debug)]
+struct Damage {
+    put: Option<(Index, u8)>,
+    cut: Option<Index>,
+    replaced: Vec<(Index, u8)>,
+}
+
+impl Damage {
+    fn to(&self, mut bytes: Vec<u8>) -> Vec<u8> {
+        if let Some((at, byte)) = self.put {
+            bytes.insert(at.index(bytes.len() + 1), byte);
+        }
+        if let Some(at) = self.cut {
+            bytes.truncate(at.index(bytes.len() + 1));
+        }
+        for (at, byte) in &self.replaced {
+            if !bytes.is_empty() {
+                let at = at.index(bytes.len());
+                bytes[at] = *byte;
+            }
+        }
+        bytes
+    }
+}
+
+fn damage() -> impl Strategy<Value = Damage> {
+    // Small bytes are field keys, lengths and enum numbers more often than others.
+    let byte = || prop_oneof![any::<u8>(), 0..48_u8];
+    let put = prop_oneof![4 => Just(None), 1 => (any::<Index>(), byte()).prop_map(Some)];
+    let cut = prop_oneof![4 => Just(None), 1 => any::<Index>().prop_map(Some)];
+    let replaced = vec((any::<Index>(), byte()), 0..4);
+    (put, cut, replaced).prop_map(|(put, cut, replaced)| Damage { put, cut, replaced })
+}
+
+proptest! {
+    #[test]
+    fn what_a_client_says_arrives(sent in vec(strategies::client_message(), 0..4)) {
+        prop_assert_eq!(carried::<pb::ClientMessages, _>(sent.clone()), Ok(sent));
+    }
+
+    #[test]
+    fn what_a_node_says_arrives(sent in vec(strategies::node_message(), 0..4)) {
+        prop_assert_eq!(carried::<pb::NodeMessages, _>(sent.clone()), Ok(sent));
+    }
+
+    #[test]
+    fn what_a_backup_says_arrives(sent in vec(strategies::backup_message(), 0..4)) {
+        prop_assert_eq!(carried::<pb::BackupMessages, _>(sent.clone()), Ok(sent));
+    }
+
+    #[test]
+    fn what_a_primary_says_arrives(sent in vec(strategies::primary_message(), 0..4)) {
+        prop_assert_eq!(carried::<pb::PrimaryMessages, _>(sent.clone()), Ok(sent));
+    }
+
+    #[test]
+    fn what_operators_are_told_arrives(status in strategies::node_status()) {
+        prop_assert_eq!(carried::<pb::NodeStatus, _>(status.clone()), Ok(status));
+    }
+
+    #[test]
+    fn what_operators_ask_arrives(
+        force in any::<bool>(),
+        policy in strategies::recovery_policy(),
+        gaps in strategies::gap_policy(),
+        client in strategies::client_id(),
+    ) {
+        prop_assert_eq!(Admin::try_from(promote_request(force, policy)), Ok(Admin::Promote { force, policy }));
+        prop_assert_eq!(carried::<pb::ResolveRequest, _>(gaps), Ok(gaps));
+        prop_assert_eq!(carried::<pb::ClientRequest, _>(client), Ok(client));
+    }
+
+    #[test]
+    fn noise_is_an_error_at_worst(bytes in vec(any::<u8>(), 0..200)) {
+        survive_as_anything(&bytes);
+    }
+
+    #[test]
+    fn damage_is_an_error_at_worst(
+        client in strategies::client_message(),
+        node in strategies::node_message(),
+        backup in strategies::backup_message(),
+        primary in strategies::primary_message(),
+        status in strategies::node_status(),
+        damage in damage(),
+    ) {
+        let encodings = [
+            pb::ClientMessages::from(vec![client]).encode_to_vec(),
+            pb::NodeMessages::from(vec![node]).encode_to_vec(),
+            pb::BackupMessages::from(vec![backup]).encode_to_vec(),
+            pb::PrimaryMessages::from(vec![primary]).encode_to_vec(),
+            pb::NodeStatus::from(status).encode_to_vec(),
+        ];
+        for bytes in encodings {
+            survive_as_anything(&damage.to(bytes));
+        }
+    }
+}
+
+/// Whether `part` lies within `buffer`, and so keeps it alive.
+fn pins(part: &Bytes, buffer: &Bytes) -> bool {
+    buffer.as_ptr_range().contains(&part.as_ptr())
+}
+
+/// The batch as it comes out of a receive buffer, which is returned too.
+fn received<W: Message + Default, T: TryFrom<W, Error = Error>>(sent: W) -> (T, Bytes) {
+    let buffer = Bytes::from(sent.encode_to_vec());
+    let received = W::decode(buffer.clone()).unwrap();
+    (T::try_from(received).unwrap(), buffer)
+}
+
+#[test]
+fn what_a_node_keeps_does_not_pin_the_receive_buffer() {
+    let payload = Bytes::from(vec![7; 3 * LARGE]);
+    let write = Write {
+        request: Request(1),
+        answered: Request(0),
+        level: crate::log::Level::Tagged,
+        withdrawn: false,
+        digest: Digest::crc32(&payload),
+        payload: payload.clone(),
+    };
+    let query = Query { id: 1, level: crate::log::Level::Tagged, payload: payload.clone() };
+    let frame = ClientFrame { writes: vec![write], queries: vec![query], ..ClientFrame::default() };
+    let pulled = Payloads { epoch: Epoch::ZERO, items: vec![(Request(1), payload.clone())] };
+    let sent = vec![ClientMessage::Frame(frame), ClientMessage::Payloads(pulled)];
+
+    let (came, buffer): (Vec<ClientMessage>, _) = received(pb::ClientMessages::from(sent));
+    let [ClientMessage::Frame(frame), ClientMessage::Payloads(pulled)] = came.as_slice() else { panic!("{came:?}") };
+    assert_eq!(frame.writes[0].payload, payload);
+    assert!(!pins(&frame.writes[0].payload, &buffer));
+    assert!(!pins(&pulled.items[0].1, &buffer));
+    assert!(pins(&frame.queries[0].payload, &buffer), "a query only passes: not copied");
+}
+
+#[test]
+fn records_do_not_pin_the_receive_buffer() {
+    let record = strategies::plain_record(Bytes::from(vec![7; 3 * LARGE]));
+    let epoch = record.entry.header.epoch;
+    let append = PrimaryMessage::Append { epoch, base: Lsn(0), stable: Lsn(0), echo: 0, records: vec![record.clone()] };
+    let (came, buffer): (Vec<PrimaryMessage>, _) = received(pb::PrimaryMessages::from(vec![append]));
+    let [PrimaryMessage::Append { records, .. }] = came.as_slice() else { panic!("{came:?}") };
+    assert_eq!(records, std::slice::from_ref(&record));
+    assert!(!pins(&records[0].entry.payload, &buffer));
+
+    let fetched = BackupMessage::Records { epoch, records: vec![record] };
+    let (came, buffer): (Vec<BackupMessage>, _) = received(pb::BackupMessages::from(vec![fetched]));
+    let [BackupMessage::Records { records, .. }] = came.as_slice() else { panic!("{came:?}") };
+    assert!(!pins(&records[0].entry.payload, &buffer));
+}
+
+#[test]
+fn what_the_application_gets_pins_the_receive_buffer_only_where_it_fills_it() {
+    let bytes = |length| Bytes::from(vec![7; length]);
+    let reply =
+        |number, length| Response { request: Request(number), tag: None, outcome: Some(Outcome::Reply(bytes(length))) };
+    let result = |id, length| QueryResult { id, lsn: Lsn(1), result: Ok(bytes(length)) };
+    let frame = NodeFrame {
+        responses: vec![reply(1, 100), reply(2, LARGE)],
+        results: vec![result(1, 100), result(2, LARGE)],
+        ..NodeFrame::default()
+    };
+    let (came, buffer): (Vec<NodeMessage>, _) = received(pb::NodeMessages::from(vec![NodeMessage::Frame(frame)]));
+    let [NodeMessage::Frame(frame)] = came.as_slice() else { panic!("{came:?}") };
+    let replies = frame.responses.iter().map(|response| match &response.outcome {
+        Some(Outcome::Reply(reply)) => pins(reply, &buffer),
+        _ => panic!("{response:?}"),
+    });
+    let results = frame.results.iter().map(|result| pins(result.result.as_ref().unwrap(), &buffer));
+    assert_eq!(replies.chain(results).collect::<Vec<_>>(), [false, true, false, true]);
+}
+
+#[test]
+fn a_tag_says_only_what_its_frame_does_not() {
+    let epoch = Epoch { generation: 0, number: 7, node: NodeId(1) };
+    let tag = strategies::plain_tag(epoch, Lsn(5));
+    let of_frame = words::tag_pb(tag, epoch);
+    assert_eq!(of_frame.epoch, None);
+    assert_eq!(words::tag(of_frame, epoch, Lsn(5)), tag);
+    let of_another = words::tag_pb(tag, Epoch::ZERO);
+    assert_eq!(words::tag(of_another, Epoch::ZERO, Lsn(5)), tag);
+}
+
+fn hex(message: &impl Message) -> String {
+    message.encode_to_vec().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Field numbers and types are a promise to every other build: this changes with a new version, or never.
+#[test]
+fn the_encoding_is_the_one_of_version_1() {
+    let record = strategies::plain_record(Bytes::from_static(b"payload"));
+    let epoch = record.entry.header.epoch;
+    let digest = record.entry.header.digest;
+    let in_header = "0a0d0801100219030000000000000010041a140a10000000000000000000000000000000051006";
+    let of_record = format!("0a3d{in_header}2007280530073a0b080111156a2c4200000000820100");
+    let of_record = format!("{of_record}12077061796c6f61641a0b080111e0c6a8fd00000000");
+    assert_eq!(hex(&pb::Record::from(record)), of_record);
+
+    let write = Write {
+        request: Request(6),
+        answered: Request(5),
+        level: crate::log::Level::Stable,
+        withdrawn: true,
+        digest,
+        payload: Bytes::from_static(b"payload"),
+    };
+    let frame = ClientFrame { epoch, confirm: 8, writes: vec![write], queries: vec![], close: true };
+    let sent = pb::ClientMessages::from(vec![ClientMessage::Frame(frame)]);
+    assert_eq!(
+        hex(&sent),
+        "0a351a330a0d0801100219030000000000000010081a1e08061005180420012a0b080111156a2c420000000032077061796c6f61642801"
+    );
+
+    let outcome = Some(Outcome::Reply(Bytes::from_static(b"reply")));
+    let response = Response { request: Request(6), tag: Some(strategies::plain_tag(epoch, Lsn(4))), outcome };
+    let frame =
+        NodeFrame { epoch, seq: 8, stable: Lsn(4), responses: vec![response], closed: true, ..Default::default() };
+    let sent = pb::NodeMessages::from(vec![NodeMessage::Frame(frame)]);
+    assert_eq!(
+        hex(&sent),
+        "0a2c322a0a0d08011002190300000000000000100818042a130806120810091807200928011a057265706c793801"
+    );
+}

@@ -1,0 +1,348 @@
+//! The drill of one mode, from the first process to the verdict. A disaster rolls:
+//!
+//! ```text
+//!  start ── load ───────┬── cut ──────┬─ SIGKILL ─ promote ── rebuilt ── load ── stop ── flush, close ── check
+//!                       │ the link,   │ and the primary's
+//!                       │ wire lost   │ folder is gone
+//!        half the time ─┘             └─ --cut-before-ms later
+//! ```
+
+use std::time::{Duration, Instant};
+
+use hdrhistogram::Histogram;
+use serde_json::Value;
+use tagalong::log::GapPolicy;
+use tagalong::message::{NodeStatus, Role};
+use tagalong::node::RecoveryPolicy;
+
+use crate::Result;
+use crate::audit::audit;
+use crate::checker::check;
+use crate::journal::{Clock, Journal, Line};
+use crate::report::{Mode, Pace, Row, grouped};
+use crate::screen::Screen;
+use crate::service::{Plan, Service};
+use crate::source::Source;
+
+/// The first part of the load is not measured.
+const WARM_UP: Duration = Duration::from_millis(500);
+/// At least so much load goes on after the recovery.
+const AFTERWARDS: Duration = Duration::from_secs(1);
+/// How often the parent looks.
+const LOOK: Duration = Duration::from_millis(50);
+/// How often it looks at a recovery: first, and at most.
+const LOOKS: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(320));
+/// A status that does not come within this is done without.
+const STATUS: Duration = Duration::from_millis(500);
+/// A recovery may take this long.
+const RECOVERY: Duration = Duration::from_secs(120);
+/// So long the dead are waited for before they are given up.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Clients may take this long to store what is left, and to be rid of all they hold.
+const DRAIN: Duration = Duration::from_secs(300);
+
+/// How the primary's site ends.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct End {
+    /// How long before it the link is cut.
+    pub(crate) cut_before: Duration,
+    /// Whether the clients are cut off with it, and hear no farewell of the primary's kernel.
+    pub(crate) silent: bool,
+    /// How many clients are killed with it.
+    pub(crate) deaths: usize,
+    /// Whether those come back, on their caches.
+    pub(crate) return_after: Option<Duration>,
+}
+
+/// The longest latency that is told apart from a longer one.
+const LATENCY_MAX_US: u64 = 3_600_000_000;
+
+/// Phases of a recovery in order, with the time they took.
+type Phases = Vec<(String, Duration)>;
+
+/// When things happened, in microseconds of the journals' clock.
+#[derive(Clone, Copy, Debug, Default)]
+struct Moments {
+    measured: u64,
+    cut: u64,
+    killed: u64,
+    promoted: u64,
+}
+
+/// What was seen of the disaster from outside.
+#[derive(Clone, Debug, Default)]
+struct Disaster {
+    moments: Moments,
+    wire_bytes: u64,
+    delta_entries: u64,
+    delta_bytes: u64,
+    /// Entries past the backup's own log that the recovery put there.
+    rebuilt: u64,
+    /// The number of the epoch that came of it.
+    epoch: u64,
+    /// Sessions without which the recovery was concluded, by the names the report gives.
+    missing: Vec<String>,
+    /// What the recovery was doing, and for how long, as far as looking now and then can tell.
+    phases: Phases,
+}
+
+/// Runs the drill.
+pub(crate) async fn run(plan: Plan, source: &Source, end: End, quiet: bool) -> Result<Row> {
+    let screen = Screen::new(plan.mode.name(), plan.load, quiet);
+    screen.phase("starting the processes");
+    let mut service = Service::start(plan).await?;
+    let mode = service.plan.mode;
+
+    screen.phase("load");
+    service.order("start").await?;
+    let started = Instant::now();
+    let disaster = bring_disaster(&mut service, &screen, started, end).await?;
+    let rest = service.plan.load.saturating_sub(started.elapsed()).max(AFTERWARDS);
+    watch(&mut service, &screen, started, Instant::now() + rest, "load on the new primary").await?;
+
+    screen.phase("stopping: the rest of the files, and everything stable");
+    service.order("stop").await?;
+    service.finish_clients(DRAIN).await?;
+    screen.phase("checking every journal against what survived");
+    let audit = audit(&service.backup.endpoint, source).await?;
+    service.backup.finish().await?;
+    let journals = service.journals()?;
+    let verdict = tokio::task::block_in_place(|| check(&journals, &audit.survivor));
+    let moments = disaster.moments;
+    let first = first_after(&journals, &disaster);
+    let since = |at: u64| first.map(|first| Duration::from_micros(first.saturating_sub(at)));
+    Ok(Row {
+        mode,
+        pace: pace(&journals, moments.measured, moments.cut)?,
+        verdict,
+        recovery: since(moments.killed),
+        promotion: since(moments.promoted),
+        delta_entries: disaster.delta_entries,
+        delta_bytes: disaster.delta_bytes,
+        rebuilt: disaster.rebuilt,
+        wire_bytes: disaster.wire_bytes,
+        files: source.files.len(),
+        bytes: source.bytes(),
+        different: audit.different,
+        changed: audit.changed,
+        missing: disaster.missing,
+        phases: disaster.phases,
+    })
+}
+
+/// Load for half of its time, then the cut, the kill, the promotion, until the new reign has opened.
+async fn bring_disaster(service: &mut Service, screen: &Screen, started: Instant, end: End) -> Result<Disaster> {
+    let clock = Clock::new();
+    let mut moments = Moments { measured: clock.now() + crate::journal::micros(WARM_UP), ..Moments::default() };
+    watch(service, screen, started, started + service.plan.load / 2, "load").await?;
+
+    moments.cut = clock.now();
+    let wire_bytes = service.link.cut();
+    screen.phase(&format!("the link is cut, {} bytes on the wire are gone; the load goes on", grouped(wire_bytes)));
+    watch(service, screen, started, Instant::now() + end.cut_before, "load, and the backup is out of reach").await?;
+
+    // Asked just before the end; a primary too busy to answer is killed all the same.
+    let status = tokio::time::timeout(STATUS, service.primary.admin.status()).await;
+    let status = status.ok().and_then(std::result::Result::ok);
+    if end.silent {
+        service.near.cut();
+    }
+    moments.killed = clock.now();
+    service.primary.process.kill().await?;
+    service.kill_clients(end.deaths).await?;
+    std::fs::remove_dir_all(&service.primary.folder)?;
+    let (delta_entries, delta_bytes) = status.map_or((0, 0), |status| (status.delta_entries, status.delta_bytes));
+    let delta = grouped(delta_entries);
+    screen.phase(&format!("SIGKILL, folder deleted, with a delta of {delta} entries; promoting"));
+
+    moments.promoted = clock.now();
+    service.backup.admin.promote(false, RecoveryPolicy::Wait).await?;
+    if end.deaths > 0 {
+        await_the_dead(service, screen, started, end).await?;
+    }
+    let (opened, phases) = await_recovery(service, screen, started).await?;
+    let told = |what: &str| opened[what].as_u64().ok_or_else(|| format!("an opening without `{what}`"));
+    let rebuilt = told("start")?.saturating_sub(told("base")? + 1);
+    // The cable is mended, long after: whoever hung on it learns that the other end is gone.
+    service.link.close();
+    let epoch = told("epoch")?;
+    let missing = opened["missing"].as_array().into_iter().flatten();
+    let mut missing: Vec<_> = missing.filter_map(Value::as_str).map(|session| name_of(service, session)).collect();
+    missing.sort_by_key(|name| (name.len(), name.clone()));
+    Ok(Disaster { moments, wire_bytes, delta_entries, delta_bytes, rebuilt, epoch, missing, phases })
+}
+
+/// What an operator calls a session.
+fn name_of(service: &Service, session: &str) -> String {
+    let client = service.clients.iter().find(|client| client.session == session);
+    client.map_or_else(|| format!("session {session}"), |client| format!("client {}", client.number))
+}
+
+/// Sees that nothing is concluded without the dead, and then brings them back, or gives them up.
+async fn await_the_dead(service: &mut Service, screen: &Screen, started: Instant, end: End) -> Result<()> {
+    let needs_all = service.plan.mode == Mode::Tagged;
+    let until = Instant::now() + end.return_after.unwrap_or(PATIENCE);
+    while Instant::now() < until {
+        let status = service.backup.admin.status().await?;
+        // Elsewhere than in tagged mode nobody has to be heard, and it may be over by now.
+        if status.status.role == Role::Primary && needs_all {
+            return Err("the recovery was concluded without the clients that were killed".into());
+        }
+        screen.at(started.elapsed(), describe(&status));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    if end.return_after.is_some() {
+        screen.phase("the killed clients come back, on their caches");
+        return service.revive_clients().await;
+    }
+    let status = service.backup.admin.status().await?;
+    let Some(recovery) = status.recovery.filter(|_| status.status.role != Role::Primary) else {
+        return Ok(());
+    };
+    let awaited: Vec<String> = recovery.awaited.iter().map(|session| name_of(service, &session.to_string())).collect();
+    let lost = recovery.lost_by_stop;
+    screen.phase(&format!("{} never came: concluding, {lost} entries will be lost", awaited.join(", ")));
+    Ok(service.backup.admin.resolve(GapPolicy::Stop).await?)
+}
+
+/// Watches the recovery until the backup is the primary; returns what that says of it, and how long the phases took.
+async fn await_recovery(service: &mut Service, screen: &Screen, started: Instant) -> Result<(Value, Phases)> {
+    let deadline = Instant::now() + RECOVERY;
+    let (mut phases, mut looked, mut pause) = (Phases::new(), Instant::now(), LOOKS.0);
+    loop {
+        service.check_clients()?;
+        // A look makes the node count what is missing: the longer it takes, the less often.
+        let opened = service.backup.process.hear("opened", pause).await?;
+        let (now, past) = (Instant::now(), looked);
+        looked = now;
+        if let Some((_, time)) = phases.last_mut() {
+            *time += now - past;
+        }
+        if let Some(opened) = opened {
+            return Ok((opened, phases));
+        }
+        pause = (pause * 2).min(LOOKS.1);
+        let status = service.backup.admin.status().await?;
+        if now > deadline {
+            return Err(format!("the recovery was not through within {RECOVERY:?}: {}", describe(&status)).into());
+        }
+        let phase = status.recovery.as_ref().map_or("opening", |recovery| recovery.phase.as_str());
+        if phases.last().is_none_or(|(last, _)| last != phase) {
+            phases.push((phase.to_owned(), Duration::ZERO));
+        }
+        screen.at(started.elapsed(), describe(&status));
+    }
+}
+
+fn describe(status: &NodeStatus) -> String {
+    let Some(recovery) = &status.recovery else {
+        return format!("{:?}", status.status.role);
+    };
+    let mut text = format!(
+        "rebuilding ({}): {} of {} clients have reported, {} of {} bytes pulled",
+        recovery.phase, recovery.reported, recovery.roster, recovery.pulled_bytes, recovery.wanted_bytes
+    );
+    if !recovery.missing.is_empty() {
+        text += &format!(", {} gaps", recovery.missing.len());
+    }
+    if let Some(conflict) = &recovery.conflict {
+        text += &format!(", {conflict}");
+    }
+    text
+}
+
+/// Lets the load go on until then.
+async fn watch(service: &mut Service, screen: &Screen, started: Instant, until: Instant, what: &str) -> Result<()> {
+    loop {
+        service.check_clients()?;
+        service.backup.process.check()?;
+        let (acked, reads) = (grouped(service.progress("acked")), grouped(service.progress("reads")));
+        let (held, left) = (service.progress("cached"), service.progress("chunks_left"));
+        let how = format!("{what}: {acked} writes, {reads} reads, {held} held by the clients, {left} chunks to go");
+        screen.at(started.elapsed(), how);
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Ok(());
+        }
+        tokio::time::sleep(left.min(LOOK)).await;
+    }
+}
+
+/// Runs a service without a disaster, and gives the latencies of its writes.
+pub(crate) async fn measure(plan: Plan, quiet: bool, title: &str) -> Result<Pace> {
+    let screen = Screen::new(title, plan.load, quiet);
+    let mut service = Service::start(plan).await?;
+    let clock = Clock::new();
+    service.order("start").await?;
+    let started = Instant::now();
+    let measured = clock.now() + crate::journal::micros(WARM_UP);
+    let until = started + service.plan.load;
+    watch(&mut service, &screen, started, until, "measuring").await?;
+    let end = clock.now();
+    service.order("stop").await?;
+    service.finish_clients(DRAIN).await?;
+    // Nothing of it is wanted any more: the rest is killed.
+    pace(&service.journals()?, measured, end)
+}
+
+/// Latencies and throughput of what was issued and acknowledged between two moments.
+fn pace(journals: &[Journal], from: u64, upto: u64) -> Result<Pace> {
+    let mut latencies = Histogram::<u64>::new_with_max(LATENCY_MAX_US, 3)?;
+    let lines = journals.iter().flat_map(|journal| &journal.lines);
+    for line in lines {
+        let Line::Acknowledged { at, latency, .. } = line else {
+            continue;
+        };
+        if *at <= upto && at.saturating_sub(*latency) >= from {
+            latencies.saturating_record(*latency);
+        }
+    }
+    let span = Duration::from_micros(upto.saturating_sub(from)).as_secs_f64();
+    #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
+    let writes_per_s = if span > 0.0 { latencies.len() as f64 / span } else { 0.0 };
+    Ok(Pace { writes_per_s, p50_us: latencies.value_at_quantile(0.5), p99_us: latencies.value_at_quantile(0.99) })
+}
+
+/// When the first write was acknowledged by the new primary.
+fn first_after(journals: &[Journal], disaster: &Disaster) -> Option<u64> {
+    let lines = journals.iter().flat_map(|journal| &journal.lines);
+    let times = lines.filter_map(|line| match line {
+        Line::Acknowledged { at, epoch, .. } => {
+            // A reply without a tag tells no epoch; after the promotion there is only one to come from.
+            let is_after = if *epoch > 0 { *epoch >= disaster.epoch } else { *at > disaster.moments.promoted };
+            (is_after && *at > disaster.moments.killed).then_some(*at)
+        }
+        _ => None,
+    });
+    times.min()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::Reply;
+
+    fn acknowledged(at: u64, latency: u64, epoch: u64) -> Line {
+        let reply = Reply { index: 1, chain: 1, version: 1, done: true };
+        Line::Acknowledged { serial: 1, at, latency, epoch, lsn: 1, reply }
+    }
+
+    #[test]
+    fn only_what_began_and_ended_in_between_is_measured() {
+        let lines = vec![acknowledged(90, 50, 1), acknowledged(60_150, 60_000, 1), acknowledged(100_001, 10, 1)];
+        let pace = pace(&[Journal { client: 0, lines }], 100, 100_000).expect("a histogram");
+        let is_near = |us: u64| (59_900..=60_100).contains(&us);
+        assert!(is_near(pace.p50_us) && is_near(pace.p99_us), "{pace:?}");
+        assert!((pace.writes_per_s - 10.01).abs() < 0.01, "{pace:?}");
+    }
+
+    #[test]
+    fn the_first_acknowledgement_of_the_new_reign_ends_the_recovery() {
+        let moments = Moments { killed: 100, promoted: 110, ..Moments::default() };
+        let disaster = Disaster { moments, epoch: 2, ..Disaster::default() };
+        let lines = vec![acknowledged(101, 5, 1), acknowledged(130, 40, 2), acknowledged(120, 40, 1)];
+        assert_eq!(first_after(&[Journal { client: 0, lines }], &disaster), Some(130));
+        let lines = vec![acknowledged(105, 5, 0), acknowledged(140, 40, 0)];
+        assert_eq!(first_after(&[Journal { client: 0, lines }], &disaster), Some(140), "without tags");
+    }
+}

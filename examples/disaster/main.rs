@@ -1,0 +1,295 @@
+//! The disaster drill: real processes, real files, a link that is cut, a primary that is killed with its folder, and a
+//! checker that holds every client's journal against what survived.
+//!
+//! ```text
+//! cargo run --release --example disaster
+//! ```
+//!
+//! `drill.rs` is the story; `checker.rs` says what is checked, `relay.rs` how far away the backup is, `service.rs` who
+//! takes part. Exit status: 1 if a mode lost what it promises to keep, 2 if the drill could not be carried out.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+
+mod audit;
+mod checker;
+mod client;
+mod drill;
+mod journal;
+mod ledger;
+mod measure;
+mod node;
+mod process;
+mod relay;
+mod report;
+mod screen;
+mod service;
+mod source;
+mod workload;
+
+use report::{Mode, Setting};
+use service::Plan;
+use source::Source;
+
+/// What can go wrong in a drill; its text says what was awaited.
+pub(crate) type Failure = Box<dyn std::error::Error + Send + Sync>;
+/// The result of everything here.
+pub(crate) type Result<T, E = Failure> = std::result::Result<T, E>;
+
+/// Writes in flight of a client that is not throttled.
+const IN_FLIGHT_AT_FULL_SPEED: usize = 256;
+
+/// Loses a primary's site under load, and shows what that costs in each mode of replication.
+#[derive(Parser, Debug)]
+#[command(name = "disaster", args_conflicts_with_subcommands = true)]
+struct Arguments {
+    /// The files to store: everything below this folder (without `target` and `.git`) [default: this repository].
+    #[arg(long, value_name = "PATH")]
+    dir: Option<PathBuf>,
+    /// How many clients.
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u64).range(1..=1000))]
+    clients: u64,
+    /// Round trip between primary and backup.
+    #[arg(long, default_value_t = 50.0, value_parser = millis)]
+    rtt_ms: f64,
+    /// Round trip between a client and a node.
+    #[arg(long, default_value_t = 1.0, value_parser = millis)]
+    client_rtt_ms: f64,
+    /// Which way of replication [default: all].
+    #[arg(long, value_parser = modes)]
+    mode: Option<Modes>,
+    /// Seconds of load in each mode, the disaster in the middle [default: 8, and 3 where it is measured].
+    #[arg(long, value_parser = seconds)]
+    seconds: Option<f64>,
+    /// How long before the SIGKILL the link is cut.
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u64).range(0..=600_000))]
+    cut_before_ms: u64,
+    /// At the SIGKILL the clients' links to the primary go silent, instead of being closed by its kernel.
+    #[arg(long)]
+    silent: bool,
+    /// So many clients get a SIGKILL together with the primary; all clients hold what they wrote in files then, and the
+    /// killed ones are started again on theirs.
+    #[arg(long, default_value_t = 0, value_name = "COUNT")]
+    client_deaths: u64,
+    /// The killed clients stay dead: the recovery waits for them, until it is concluded without.
+    #[arg(long, requires = "client_deaths")]
+    never_back: bool,
+    /// Operations a second of each client.
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u64).range(1..))]
+    rate: u64,
+    /// As many operations as the clients can, instead of a rate.
+    #[arg(long)]
+    full_speed: bool,
+    /// Writes that a client has in flight at once [default: 64, and 256 at full speed].
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    in_flight: Option<u64>,
+    /// Of the workload.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// One object per mode, a line each, and nothing else.
+    #[arg(long)]
+    json: bool,
+    /// Keep everything the processes wrote, in this folder.
+    #[arg(long, value_name = "PATH")]
+    keep: Option<PathBuf>,
+    /// No disaster: measure what the distance costs, at 0 and 100 ms, in all modes.
+    #[arg(long)]
+    measure: bool,
+    /// How often each case is measured.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=1000))]
+    repeats: u64,
+    #[command(subcommand)]
+    part: Option<Part>,
+}
+
+/// What one of the drill's own processes is.
+#[derive(Subcommand, Debug)]
+enum Part {
+    /// A node (for the drill's own use).
+    #[command(hide = true)]
+    Node(node::NodeArgs),
+    /// A client (for the drill's own use).
+    #[command(hide = true)]
+    Client(client::ClientArgs),
+}
+
+/// Which modes.
+#[derive(Clone, Debug)]
+struct Modes(Vec<Mode>);
+
+fn modes(text: &str) -> Result<Modes, String> {
+    match text {
+        "all" => Ok(Modes(Mode::ALL.to_vec())),
+        text => {
+            let mode = Mode::ALL.into_iter().find(|mode| mode.name() == text);
+            mode.map(|mode| Modes(vec![mode])).ok_or_else(|| "one of all, async, sync, tagged".into())
+        }
+    }
+}
+
+fn millis(text: &str) -> Result<f64, String> {
+    in_range(text, 0.0, 60_000.0)
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    in_range(text, 1.0, 86_400.0)
+}
+
+fn in_range(text: &str, low: f64, high: f64) -> Result<f64, String> {
+    let value: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
+    if (low..=high).contains(&value) { Ok(value) } else { Err(format!("not between {low} and {high}")) }
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    relay::sharpen_sleep();
+    let result = match arguments.part {
+        Some(Part::Node(args)) => {
+            runtime(2).and_then(|runtime| runtime.block_on(with_log(node::run(args)))).map(|()| true)
+        }
+        Some(Part::Client(args)) => {
+            runtime(1).and_then(|runtime| runtime.block_on(with_log(client::run(args)))).map(|()| true)
+        }
+        None => runtime(2).and_then(|runtime| runtime.block_on(until_interrupted(arguments))),
+    };
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(1),
+        Err(error) => {
+            eprintln!("disaster: {error}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn runtime(threads: usize) -> Result<tokio::runtime::Runtime> {
+    let mut builder = match threads {
+        1 => tokio::runtime::Builder::new_current_thread(),
+        _ => tokio::runtime::Builder::new_multi_thread(),
+    };
+    Ok(builder.worker_threads(threads).enable_all().build()?)
+}
+
+/// The library's warnings go where the process's last words are looked for.
+async fn with_log(part: impl Future<Output = Result<()>>) -> Result<()> {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env();
+    let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    part.await
+}
+
+/// The drill, unless somebody stops it: then everything it started is dropped, which ends it.
+async fn until_interrupted(arguments: Arguments) -> Result<bool> {
+    tokio::select! {
+        result = drills(arguments) => result,
+        signal = stopped() => Err(signal?.into()),
+    }
+}
+
+#[cfg(unix)]
+async fn stopped() -> Result<&'static str> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (mut terminate, mut hangup) = (signal(SignalKind::terminate())?, signal(SignalKind::hangup())?);
+    tokio::select! {
+        result = tokio::signal::ctrl_c() => Ok(result.map(|()| "interrupted")?),
+        _ = terminate.recv() => Ok("terminated"),
+        _ = hangup.recv() => Ok("nobody is watching any more"),
+    }
+}
+
+#[cfg(not(unix))]
+async fn stopped() -> Result<&'static str> {
+    tokio::signal::ctrl_c().await?;
+    Ok("interrupted")
+}
+
+async fn drills(arguments: Arguments) -> Result<bool> {
+    let root = arguments.dir.clone().unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+    let root = root.canonicalize().map_err(|error| format!("{}: {error}", root.display()))?;
+    let source = Source::walk(&root).map_err(|error| format!("{}: {error}", root.display()))?;
+    let temporary = tempfile::Builder::new().prefix("tagalong-disaster-").tempdir()?;
+    let folder = match &arguments.keep {
+        Some(keep) => {
+            std::fs::create_dir_all(keep)?;
+            keep.canonicalize()?
+        }
+        None => temporary.path().to_path_buf(),
+    };
+    let list = folder.join("files.json");
+    source.save(&list)?;
+    let in_flight = arguments.in_flight.and_then(|in_flight| usize::try_from(in_flight).ok());
+    let in_flight = in_flight.unwrap_or(if arguments.full_speed { IN_FLIGHT_AT_FULL_SPEED } else { 64 });
+    let plan = |mode: Mode, rtt: Duration| Plan {
+        mode,
+        folder: folder.join(mode.name()),
+        source: list.clone(),
+        clients: arguments.clients,
+        rtt,
+        client_rtt: Duration::from_secs_f64(arguments.client_rtt_ms / 1e3),
+        seed: arguments.seed,
+        in_flight,
+        rate: if arguments.full_speed { 0 } else { arguments.rate },
+        load: Duration::from_secs_f64(arguments.seconds.unwrap_or(if arguments.measure { 3.0 } else { 8.0 })),
+        caches: arguments.client_deaths > 0,
+    };
+    if arguments.measure {
+        let repeats = usize::try_from(arguments.repeats)?;
+        measure::run(plan, repeats, arguments.json).await?;
+        return Ok(true);
+    }
+    let setting = Setting {
+        clients: arguments.clients,
+        rtt_ms: arguments.rtt_ms,
+        client_rtt_ms: arguments.client_rtt_ms,
+        cut_before_ms: arguments.cut_before_ms,
+    };
+    if !arguments.json {
+        introduce(&arguments, &source)?;
+    }
+    let mut rows = Vec::new();
+    for mode in arguments.mode.clone().map_or_else(|| Mode::ALL.to_vec(), |modes| modes.0) {
+        let plan = plan(mode, Duration::from_secs_f64(arguments.rtt_ms / 1e3));
+        let end = end(&arguments)?;
+        let row = drill::run(plan, &source, end, arguments.json).await?;
+        if arguments.json {
+            println!("{}", row.json(&setting));
+        }
+        rows.push(row);
+    }
+    if !arguments.json {
+        println!("{}", report::picture(&rows, &setting));
+    }
+    Ok(rows.iter().all(report::Row::is_good))
+}
+
+/// How long the killed clients stay away.
+const RETURN_AFTER: Duration = Duration::from_millis(500);
+
+fn end(arguments: &Arguments) -> Result<drill::End> {
+    Ok(drill::End {
+        cut_before: Duration::from_millis(arguments.cut_before_ms),
+        silent: arguments.silent,
+        deaths: usize::try_from(arguments.client_deaths)?,
+        return_after: (!arguments.never_back).then_some(RETURN_AFTER),
+    })
+}
+
+/// What is about to happen, and how long the links really are.
+fn introduce(arguments: &Arguments, source: &Source) -> Result<()> {
+    let probe = |millis: f64| -> Result<f64> {
+        let seen = tokio::task::block_in_place(|| relay::probe(Duration::from_secs_f64(millis / 1e3), 9))?;
+        Ok(seen.as_secs_f64() * 1e3)
+    };
+    let (link, near) = (probe(arguments.rtt_ms)?, probe(arguments.client_rtt_ms)?);
+    let skipped = if source.skipped > 0 { format!(", {} skipped", source.skipped) } else { String::new() };
+    println!(
+        "  {} files, {} KiB{skipped}, from {}\n  links: backup {link:.2} ms, clients {near:.2} ms (measured round trips)\n",
+        source.files.len(),
+        source.bytes() / 1024,
+        source.root.display()
+    );
+    Ok(())
+}

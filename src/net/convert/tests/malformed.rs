@@ -1,0 +1,252 @@
+//! Every way to be malformed, one by one: the code and the field that the error names.
+
+use bytes::Bytes;
+
+use super::super::*;
+use super::strategies;
+use crate::log::{ClientId, GapPolicy, Header, Record};
+use crate::message::{Attach, NodeStatus, QueryResult, ReportItem, Status, Welcome};
+use crate::node::Admin;
+
+/// `value` is refused with `code`, and the message says which `field` it is.
+fn refused<W, T: TryFrom<W, Error = Error>>(value: W, code: Code, field: &str) {
+    match T::try_from(value) {
+        Ok(_) => panic!("taken for good, although {field} is not"),
+        Err(error) => {
+            assert_eq!(error.code(), code, "{error}");
+            assert!(error.message().starts_with(field), "{field}: {error}");
+        }
+    }
+}
+
+const EPOCH: Option<pb::Epoch> = Some(pb::Epoch { generation: 0, number: 1, node: 2 });
+const TOO_LARGE: Option<pb::Digest> = Some(pb::Digest { algorithm: 256, value: 0 });
+
+fn id() -> Bytes {
+    Bytes::from_static(&[7; 16])
+}
+
+fn from_client(message: pb::client_message::Message) -> pb::ClientMessages {
+    pb::ClientMessages { messages: vec![pb::ClientMessage { message: Some(message) }] }
+}
+
+fn from_node(message: pb::node_message::Message) -> pb::NodeMessages {
+    pb::NodeMessages { messages: vec![pb::NodeMessage { message: Some(message) }] }
+}
+
+fn from_backup(message: pb::backup_message::Message) -> pb::BackupMessages {
+    pb::BackupMessages { messages: vec![pb::BackupMessage { message: Some(message) }] }
+}
+
+fn from_primary(message: pb::primary_message::Message) -> pb::PrimaryMessages {
+    pb::PrimaryMessages { messages: vec![pb::PrimaryMessage { message: Some(message) }] }
+}
+
+fn header() -> pb::Header {
+    strategies::plain_record(Bytes::new()).entry.header.into()
+}
+
+fn start() -> pb::EpochStart {
+    crate::log::EpochStart::default().into()
+}
+
+#[test]
+fn a_message_of_no_known_kind() {
+    let batch = pb::ClientMessages { messages: vec![pb::ClientMessage::default()] };
+    refused::<_, Vec<ClientMessage>>(batch, Code::Protocol, "ClientMessage.message");
+    let batch = pb::NodeMessages { messages: vec![pb::NodeMessage::default()] };
+    refused::<_, Vec<NodeMessage>>(batch, Code::Protocol, "NodeMessage.message");
+    let batch = pb::BackupMessages { messages: vec![pb::BackupMessage::default()] };
+    refused::<_, Vec<BackupMessage>>(batch, Code::Protocol, "BackupMessage.message");
+    let batch = pb::PrimaryMessages { messages: vec![pb::PrimaryMessage::default()] };
+    refused::<_, Vec<PrimaryMessage>>(batch, Code::Protocol, "PrimaryMessage.message");
+    refused::<_, ReportItem>(pb::ReportItem::default(), Code::Protocol, "ReportItem.item");
+    refused::<_, QueryResult>(pb::QueryResult::default(), Code::Protocol, "QueryResult.result");
+}
+
+#[test]
+fn a_response_that_says_nothing() {
+    let frame = pb::NodeFrame { epoch: EPOCH, responses: vec![pb::Response::default()], ..Default::default() };
+    refused::<_, Vec<NodeMessage>>(from_node(pb::node_message::Message::Frame(frame)), Code::Protocol, "Response");
+}
+
+#[test]
+fn an_entry_of_a_later_version() {
+    let kind = pb::Header { body: None, ..header() };
+    refused::<_, Header>(kind.clone(), Code::UnknownKind, "Header.body");
+    let record = pb::Record { header: Some(kind), ..Default::default() };
+    refused::<_, Record>(record, Code::UnknownKind, "Header.body");
+
+    let with = |body| pb::Header { body: Some(body), ..header() };
+    let target = pb::header::Body::Config(pb::Target { target: None });
+    refused::<_, Header>(with(target), Code::UnknownKind, "Header.config");
+    let open = pb::header::Body::Open(pb::Open { role: 3, ..Default::default() });
+    refused::<_, Header>(with(open), Code::UnknownKind, "Open.role");
+    let started = |start| with(pb::header::Body::EpochStart(Box::new(start)));
+    let level = pb::EpochStart { lowest: 3, ..start() };
+    refused::<_, Header>(started(level), Code::UnknownKind, "EpochStart.lowest");
+    let policy = pb::EpochStart { policy: -1, ..start() };
+    refused::<_, Header>(started(policy), Code::UnknownKind, "EpochStart.policy");
+    let target = pb::EpochStart { target: Some(pb::Target { target: None }), ..start() };
+    refused::<_, Header>(started(target), Code::UnknownKind, "EpochStart.target");
+}
+
+#[test]
+fn a_message_of_a_later_version() {
+    use pb::client_message::Message;
+    let write = pb::Write { level: 3, ..Default::default() };
+    let frame = pb::ClientFrame { epoch: EPOCH, writes: vec![write], ..Default::default() };
+    refused::<_, Vec<ClientMessage>>(from_client(Message::Frame(frame)), Code::WrongVersion, "Write.level");
+    let query = pb::Query { level: i32::MAX, ..Default::default() };
+    let frame = pb::ClientFrame { epoch: EPOCH, queries: vec![query], ..Default::default() };
+    refused::<_, Vec<ClientMessage>>(from_client(Message::Frame(frame)), Code::WrongVersion, "Query.level");
+    let attach = pb::Attach { epoch: EPOCH, client: id(), role: 3, ..Default::default() };
+    refused::<_, Attach>(attach, Code::WrongVersion, "Attach.role");
+    let welcome = pb::Welcome { epoch: EPOCH, lowest: 3, ..Default::default() };
+    refused::<_, Welcome>(welcome, Code::WrongVersion, "Welcome.lowest");
+    let status = pb::Status { cluster: id(), group: id(), role: 6, ..Default::default() };
+    refused::<_, Status>(status, Code::WrongVersion, "Status.role");
+    let promote = pb::PromoteRequest { conclude: 3, ..Default::default() };
+    refused::<_, Admin>(promote, Code::WrongVersion, "PromoteRequest.conclude");
+    refused::<_, GapPolicy>(pb::ResolveRequest { policy: 3 }, Code::WrongVersion, "ResolveRequest.policy");
+    let status = pb::Status { cluster: id(), group: id(), role: 1, ..Default::default() };
+    let target = Some(pb::Target { target: None });
+    let node = pb::NodeStatus { status: Some(status), target, ..Default::default() };
+    refused::<_, NodeStatus>(node, Code::WrongVersion, "NodeStatus.target");
+}
+
+#[test]
+fn an_unspecified_choice() {
+    let open = pb::Header { body: Some(pb::header::Body::Open(pb::Open::default())), ..header() };
+    refused::<_, Header>(open, Code::Protocol, "Open.role");
+    let lowest = pb::EpochStart { lowest: 0, ..start() };
+    refused::<_, crate::log::EpochStart>(lowest, Code::Protocol, "EpochStart.lowest");
+    let attach = pb::Attach { epoch: EPOCH, client: id(), ..Default::default() };
+    refused::<_, Attach>(attach, Code::Protocol, "Attach.role");
+    refused::<_, Welcome>(pb::Welcome { epoch: EPOCH, ..Default::default() }, Code::Protocol, "Welcome.lowest");
+    let status = pb::Status { cluster: id(), group: id(), ..Default::default() };
+    refused::<_, Status>(status, Code::Protocol, "Status.role");
+    refused::<_, GapPolicy>(pb::ResolveRequest { policy: 0 }, Code::Protocol, "ResolveRequest.policy");
+    let promote = pb::PromoteRequest { soft_us: 1, ..Default::default() };
+    refused::<_, Admin>(promote, Code::Protocol, "PromoteRequest.soft_us");
+
+    // Where it means something: a level that is not specified is the service's lowest.
+    let write = pb::Write::default();
+    assert_eq!(crate::message::Write::try_from(write).unwrap().level, crate::log::Level::Local);
+}
+
+#[test]
+fn an_identity_that_is_not_16_bytes() {
+    for length in [0, 15, 17] {
+        let id = Bytes::from(vec![7; length]);
+        let hello = pb::Hello { cluster: Some(id.clone()), ..Default::default() };
+        refused::<_, crate::message::Hello>(hello, Code::Protocol, "Hello.cluster");
+        let hello = pb::Hello { group: Some(id.clone()), ..Default::default() };
+        refused::<_, crate::message::Hello>(hello, Code::Protocol, "Hello.group");
+        let hello = pb::PeerHello { cluster: Some(id.clone()), ..Default::default() };
+        refused::<_, crate::message::PeerHello>(hello, Code::Protocol, "PeerHello.cluster");
+        let hello = pb::PeerHello { group: Some(id.clone()), ..Default::default() };
+        refused::<_, crate::message::PeerHello>(hello, Code::Protocol, "PeerHello.group");
+        let status = pb::Status { cluster: id.clone(), group: self::id(), role: 1, ..Default::default() };
+        refused::<_, Status>(status, Code::Protocol, "Status.cluster");
+        let status = pb::Status { cluster: self::id(), group: id.clone(), role: 1, ..Default::default() };
+        refused::<_, Status>(status, Code::Protocol, "Status.group");
+        let attach = pb::Attach { epoch: EPOCH, client: id.clone(), role: 1, ..Default::default() };
+        refused::<_, Attach>(attach, Code::Protocol, "Attach.client");
+        let origin = Some(pb::Origin { client: id.clone(), request: 1 });
+        refused::<_, Header>(pb::Header { origin, ..header() }, Code::Protocol, "Origin.client");
+        let missing = pb::EpochStart { missing: vec![id.clone()], ..start() };
+        refused::<_, crate::log::EpochStart>(missing, Code::Protocol, "EpochStart.missing");
+        let excluded = pb::EpochStart { excluded: vec![id.clone()], ..start() };
+        refused::<_, crate::log::EpochStart>(excluded, Code::Protocol, "EpochStart.excluded");
+        let welcome = pb::PeerWelcome { cluster: id.clone(), group: self::id(), ..Default::default() };
+        let welcome = from_primary(pb::primary_message::Message::Welcome(welcome));
+        refused::<_, Vec<PrimaryMessage>>(welcome, Code::Protocol, "PeerWelcome.cluster");
+        let session = pb::SessionStatus { client: id.clone(), ..Default::default() };
+        refused::<_, crate::message::SessionStatus>(session, Code::Protocol, "SessionStatus.client");
+        let recovery = pb::RecoveryStatus { awaited: vec![id.clone()], ..Default::default() };
+        refused::<_, crate::message::RecoveryStatus>(recovery, Code::Protocol, "RecoveryStatus.awaited");
+        refused::<_, ClientId>(pb::ClientRequest { client: id }, Code::Protocol, "ClientRequest.client");
+    }
+}
+
+#[test]
+fn a_missing_epoch() {
+    use pb::backup_message::Message as Backup;
+    use pb::client_message::Message as Client;
+    use pb::node_message::Message as Node;
+    use pb::primary_message::Message as Primary;
+
+    let from_clients = [
+        (Client::Attach(pb::Attach::default()), "Attach.epoch"),
+        (Client::Frame(pb::ClientFrame::default()), "ClientFrame.epoch"),
+        (Client::Report(pb::Report::default()), "Report.epoch"),
+        (Client::Payloads(pb::Payloads::default()), "Payloads.epoch"),
+    ];
+    for (message, field) in from_clients {
+        refused::<_, Vec<ClientMessage>>(from_client(message), Code::Protocol, field);
+    }
+    let from_nodes = [
+        (Node::RollCall(pb::RollCall::default()), "RollCall.epoch"),
+        (Node::RollCall(pb::RollCall { epoch: EPOCH, ..Default::default() }), "RollCall.of"),
+        (Node::Pull(pb::Pull::default()), "Pull.epoch"),
+        (Node::Welcome(pb::Welcome { lowest: 1, ..Default::default() }), "Welcome.epoch"),
+        (Node::Frame(pb::NodeFrame::default()), "NodeFrame.epoch"),
+    ];
+    for (message, field) in from_nodes {
+        refused::<_, Vec<NodeMessage>>(from_node(message), Code::Protocol, field);
+    }
+    let from_backups = [
+        (Backup::Promised(pb::Promised::default()), "Promised.epoch"),
+        (Backup::Records(pb::Records::default()), "Records.epoch"),
+        (Backup::Ack(pb::Ack::default()), "Ack.epoch"),
+    ];
+    for (message, field) in from_backups {
+        refused::<_, Vec<BackupMessage>>(from_backup(message), Code::Protocol, field);
+    }
+    let from_primaries = [
+        (Primary::Promise(pb::Promise::default()), "Promise.epoch"),
+        (Primary::Fetch(pb::Fetch::default()), "Fetch.epoch"),
+        (Primary::Append(pb::Append::default()), "Append.epoch"),
+        (Primary::Grant(pb::Grant::default()), "Grant.epoch"),
+    ];
+    for (message, field) in from_primaries {
+        refused::<_, Vec<PrimaryMessage>>(from_primary(message), Code::Protocol, field);
+    }
+    refused::<_, Header>(pb::Header { epoch: None, ..header() }, Code::Protocol, "Header.epoch");
+    refused::<_, crate::log::Reign>(pb::Reign::default(), Code::Protocol, "Reign.epoch");
+}
+
+#[test]
+fn a_missing_part() {
+    refused::<_, Record>(pb::Record::default(), Code::Protocol, "Record.header");
+    let held = pb::ReportItem { item: Some(pb::report_item::Item::Held(pb::Held::default())) };
+    refused::<_, ReportItem>(held, Code::Protocol, "Held.header");
+    refused::<_, NodeStatus>(pb::NodeStatus::default(), Code::Protocol, "NodeStatus.status");
+    let target = pb::EpochStart { target: None, ..start() };
+    refused::<_, crate::log::EpochStart>(target, Code::Protocol, "EpochStart.target");
+}
+
+#[test]
+fn a_number_that_cannot_be() {
+    refused::<_, Header>(pb::Header { digest: TOO_LARGE, ..header() }, Code::Protocol, "Header.digest");
+    let record = pb::Record { header: Some(header()), reply: TOO_LARGE, ..Default::default() };
+    refused::<_, Record>(record, Code::Protocol, "Record.reply");
+    let write = pb::Write { digest: TOO_LARGE, ..Default::default() };
+    refused::<_, crate::message::Write>(write, Code::Protocol, "Write.digest");
+    let held = pb::Held { header: Some(header()), reply: TOO_LARGE };
+    let held = pb::ReportItem { item: Some(pb::report_item::Item::Held(held)) };
+    refused::<_, ReportItem>(held, Code::Protocol, "Held.reply");
+    let doubt = pb::InDoubt { digest: TOO_LARGE, ..Default::default() };
+    let doubt = pb::ReportItem { item: Some(pb::report_item::Item::InDoubt(doubt)) };
+    refused::<_, ReportItem>(doubt, Code::Protocol, "InDoubt.digest");
+    refused::<_, crate::log::EpochStart>(pb::EpochStart { f: 256, ..start() }, Code::Protocol, "EpochStart.f");
+
+    let backwards = vec![pb::Range { start: 2, end: 1 }];
+    let gaps = pb::EpochStart { gaps: backwards.clone(), ..start() };
+    refused::<_, crate::log::EpochStart>(gaps, Code::Protocol, "EpochStart.gaps");
+    let reign = pb::Reign { epoch: EPOCH, gaps: backwards.clone(), ..Default::default() };
+    refused::<_, crate::log::Reign>(reign, Code::Protocol, "Reign.gaps");
+    let recovery = pb::RecoveryStatus { missing: backwards, ..Default::default() };
+    refused::<_, crate::message::RecoveryStatus>(recovery, Code::Protocol, "RecoveryStatus.missing");
+}

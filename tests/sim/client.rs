@@ -1,0 +1,129 @@
+//! A client as its shell and its application run it: a core, a cache, calls.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use tagalong::client::{CacheImage, CacheOp, Client, ClientEvent, ClientOutput, ClientSettings, Identity};
+use tagalong::log::{ClientId, Epoch, Lsn, Request, SessionRole, Time};
+
+use crate::dice::Dice;
+
+pub struct SimClient {
+    pub id: ClientId,
+    pub core: Option<Client>,
+    pub life: u64,
+    pub persistent: bool,
+    /// What is in the cache on disk: the operations, and what they amount to.
+    pub ops: Vec<CacheOp>,
+    pub stored: CacheImage,
+    pub stores: VecDeque<Vec<CacheOp>>,
+    pub stores_done: u64,
+    pub store_due: bool,
+    pub calls_left: u64,
+    pub closing: bool,
+    /// Ended in good order, or by the service.
+    pub ended: bool,
+    /// The process died and took its cache along.
+    pub lost: bool,
+    /// The stream of its last attach.
+    pub session: Option<u64>,
+    /// Where each query's result was computed.
+    pub result_at: BTreeMap<u64, (Epoch, Lsn, u64)>,
+    /// When the reply to each request was sent.
+    pub reply_sent: BTreeMap<Request, (Epoch, u64)>,
+    pub told: Vec<ClientEvent>,
+    pub queries: BTreeMap<u64, ()>,
+    pub flushes: Vec<u64>,
+    pub flush_due: bool,
+    pub tick_at: Option<u64>,
+}
+
+impl SimClient {
+    pub fn new(number: usize, persistent: bool, calls: u64, domain: String) -> Self {
+        let id = ClientId(100 + number as u128);
+        let identity = Identity { client: id, cluster: None, group: None, domain, role: SessionRole::Writer };
+        let first = CacheOp::Identity(identity);
+        let mut stored = CacheImage::default();
+        stored.apply(&first);
+        Self {
+            id,
+            core: None,
+            life: 0,
+            persistent,
+            ops: vec![first],
+            stored,
+            stores: VecDeque::new(),
+            stores_done: 0,
+            store_due: false,
+            calls_left: calls,
+            closing: false,
+            ended: false,
+            lost: false,
+            session: None,
+            result_at: BTreeMap::new(),
+            reply_sent: BTreeMap::new(),
+            told: Vec::new(),
+            queries: BTreeMap::new(),
+            flushes: Vec::new(),
+            flush_due: false,
+            tick_at: None,
+        }
+    }
+
+    /// A process opens the cache.
+    pub fn start(&mut self, settings: &ClientSettings, now: Time, out: &mut Vec<ClientOutput>) {
+        self.life += 1;
+        self.stores.clear();
+        self.stores_done = 0;
+        self.store_due = false;
+        self.session = None;
+        self.closing = false;
+        self.queries.clear();
+        self.flushes.clear();
+        self.flush_due = false;
+        self.tick_at = None;
+        // A compaction writes the image back as operations, and must mean the same.
+        let mut compact = CacheImage::default();
+        self.stored.to_ops().iter().for_each(|op| compact.apply(op));
+        assert_eq!(compact, self.stored, "a compacted cache means the same");
+        let settings = ClientSettings { volatile: !self.persistent, ..settings.clone() };
+        self.core = Some(Client::new(settings, self.stored.clone(), now, out));
+    }
+
+    /// The process dies: of what was on its way to the cache a prefix survives.
+    pub fn crash(&mut self, dice: &mut Dice) {
+        self.core = None;
+        self.life += 1;
+        if !self.persistent {
+            self.lost = true;
+            return;
+        }
+        let stores: Vec<CacheOp> = self.stores.drain(..).flatten().collect();
+        let keep = dice.index(stores.len() + 1);
+        for op in &stores[..keep] {
+            self.stored.apply(op);
+            self.ops.push(op.clone());
+        }
+    }
+
+    /// The oldest write to the cache is done.
+    pub fn store(&mut self) -> Option<u64> {
+        for op in self.stores.pop_front()? {
+            self.stored.apply(&op);
+            self.ops.push(op);
+        }
+        self.stores_done += 1;
+        Some(self.stores_done)
+    }
+
+    pub fn is_live(&self) -> bool {
+        !self.ended && !self.lost
+    }
+
+    /// What the client certainly still has.
+    pub fn image(&self) -> &CacheImage {
+        match &self.core {
+            Some(core) if !self.persistent => core.image(),
+            _ => &self.stored,
+        }
+    }
+}

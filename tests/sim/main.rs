@@ -1,0 +1,208 @@
+//! The simulator: the cores under a seeded network, seeded disks and seeded disasters, judged by an oracle that knows
+//! only what clients were told and what lies on the disks.
+//!
+//! Each seed is a run: a phase of faults, then a phase of healing in which everything must come to rest. A failing seed
+//! prints the command that replays it. The long form:
+//!
+//! ```sh
+//! TAGALONG_SEEDS=0..10000 cargo test --release --features seeded-bugs --test sim -- --ignored --nocapture
+//! ```
+
+#![cfg(feature = "seeded-bugs")]
+#![allow(clippy::unwrap_used, unreachable_pub)]
+
+mod client;
+mod dice;
+mod disk;
+mod faults;
+mod invariants;
+mod machine;
+mod network;
+mod node;
+mod oracle;
+mod plan;
+mod world;
+
+use std::cell::RefCell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Once;
+
+use tagalong::rule::{self, Rule};
+
+use world::World;
+
+thread_local!(static PANIC: RefCell<String> = const { RefCell::new(String::new()) });
+
+/// A run's end, and what it was about.
+struct Outcome {
+    violation: Option<(&'static str, String)>,
+    steps: u64,
+    hopeless: bool,
+}
+
+fn quiet_panics() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let old = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            let simulated = std::thread::current().name().is_some_and(|name| name.starts_with("sim-"));
+            if simulated {
+                PANIC.with(|panic| *panic.borrow_mut() = info.to_string().replace('\n', " "));
+            } else {
+                old(info);
+            }
+        }));
+    });
+}
+
+fn run(seed: u64, off: Option<Rule>, bias: Option<Rule>, trace: bool) -> Outcome {
+    rule::switch_off(off);
+    let done = catch_unwind(AssertUnwindSafe(|| {
+        let mut world = World::new(seed, bias, trace);
+        world.run();
+        Outcome { violation: world.oracle.violation.take(), steps: world.steps, hopeless: world.hopeless }
+    }));
+    rule::switch_off(None);
+    done.unwrap_or_else(|_| {
+        let why = PANIC.with(|panic| panic.borrow().clone());
+        Outcome { violation: Some(("assertion", why)), steps: 0, hopeless: false }
+    })
+}
+
+/// Runs seeds on all processors, until one fails; the lowest failing seed that was found, and what was done.
+fn search(seeds: std::ops::Range<u64>, off: Option<Rule>) -> (Option<(u64, &'static str, String)>, u64, u64) {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    quiet_panics();
+    let next = AtomicU64::new(seeds.start);
+    let stop = AtomicU64::new(seeds.end);
+    let (steps, hopeless) = (AtomicU64::new(0), AtomicU64::new(0));
+    let found = std::sync::Mutex::new(None::<(u64, &'static str, String)>);
+    std::thread::scope(|scope| {
+        for worker in 0..std::thread::available_parallelism().map_or(1, usize::from) {
+            let work = || {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= stop.load(Ordering::Relaxed) {
+                        return;
+                    }
+                    let outcome = run(seed, off, off, false);
+                    steps.fetch_add(outcome.steps, Ordering::Relaxed);
+                    hopeless.fetch_add(u64::from(outcome.hopeless), Ordering::Relaxed);
+                    if let Some((invariant, what)) = outcome.violation {
+                        stop.fetch_min(seed, Ordering::Relaxed);
+                        let mut found = found.lock().unwrap();
+                        if found.as_ref().is_none_or(|(other, _, _)| seed < *other) {
+                            *found = Some((seed, invariant, what));
+                        }
+                    }
+                }
+            };
+            let thread = std::thread::Builder::new().name(format!("sim-{worker}")).stack_size(8 << 20);
+            thread.spawn_scoped(scope, work).unwrap();
+        }
+    });
+    (found.into_inner().unwrap(), steps.into_inner(), hopeless.into_inner())
+}
+
+fn check(seeds: std::ops::Range<u64>) {
+    let begun = std::time::Instant::now();
+    let count = seeds.end - seeds.start;
+    let (found, steps, hopeless) = search(seeds, None);
+    let seconds = begun.elapsed().as_secs_f64();
+    println!("{count} seeds, {steps} steps, {seconds:.1} s ({hopeless} lost everything)");
+    if let Some((seed, invariant, what)) = found {
+        panic!(
+            "seed {seed} violates {invariant}: {what}\nreplay it with:\n  TAGALONG_SEED={seed} cargo test --release \
+             --features seeded-bugs --test sim replay -- --ignored --nocapture"
+        );
+    }
+}
+
+#[test]
+fn a_few_thousand_seeds() {
+    check(0..2_000);
+}
+
+/// Without any one rule of the protocol something goes wrong, and is noticed.
+#[test]
+fn every_rule_is_needed() {
+    let only = rule_named("TAGALONG_RULE");
+    let limit = std::env::var("TAGALONG_LIMIT").map_or(20_000, |limit| limit.parse().unwrap());
+    let mut unnoticed = Vec::new();
+    println!("{:<24} {:>6}  violation", "rule", "seeds");
+    for rule in Rule::ALL.into_iter().filter(|rule| only.is_none_or(|only| only == *rule)) {
+        match search(0..limit, Some(rule)).0 {
+            Some((seed, invariant, what)) => {
+                let what: String = what.chars().take(120).collect();
+                println!("{:<24} {:>6}  {invariant}: {what}", format!("{rule:?}"), seed + 1);
+            }
+            None => {
+                println!("{:<24} {:>6}  none", format!("{rule:?}"), "-");
+                unnoticed.push(rule);
+            }
+        }
+    }
+    assert!(unnoticed.is_empty(), "nothing goes wrong without {unnoticed:?}");
+}
+
+/// `TAGALONG_SEEDS=0..10000`, or as many as an hour allows.
+#[test]
+#[ignore = "the long form"]
+fn many_seeds() {
+    let Ok(seeds) = std::env::var("TAGALONG_SEEDS") else { return };
+    let (from, to) = seeds.split_once("..").expect("TAGALONG_SEEDS=0..10000");
+    check(from.parse().unwrap()..to.parse().unwrap());
+}
+
+/// `TAGALONG_SEEDS=0..1000`, and perhaps `TAGALONG_RULE=ReadEcho`: which violations there are, by their number.
+#[test]
+#[ignore = "an overview, for whoever works on the protocol"]
+fn survey() {
+    let Ok(seeds) = std::env::var("TAGALONG_SEEDS") else { return };
+    let (from, to) = seeds.split_once("..").expect("TAGALONG_SEEDS=0..10000");
+    let (from, to): (u64, u64) = (from.parse().unwrap(), to.parse().unwrap());
+    let off = rule_named("TAGALONG_RULE");
+    let bias = rule_named("TAGALONG_LEAN").or(off);
+    quiet_panics();
+    let mut kinds: std::collections::BTreeMap<String, (u64, u64, String)> = std::collections::BTreeMap::new();
+    let work = move || {
+        for seed in from..to {
+            if let Some((invariant, what)) = run(seed, off, bias, false).violation {
+                let words = what.chars().filter(|c| !c.is_ascii_digit()).take(60).collect::<String>();
+                let kind = kinds.entry(format!("{invariant}: {words}")).or_insert((0, seed, what));
+                kind.0 += 1;
+            }
+        }
+        let mut kinds: Vec<_> = kinds.into_values().collect();
+        kinds.sort_by_key(|(count, _, _)| std::cmp::Reverse(*count));
+        for (count, seed, what) in kinds {
+            println!("{count:>6} seed {seed:<6} {}", what.chars().take(400).collect::<String>());
+        }
+    };
+    std::thread::Builder::new().name("sim-survey".to_owned()).stack_size(8 << 20).spawn(work).unwrap().join().unwrap();
+}
+
+/// A rule by its name: the one to switch off, or the one towards whose absence schedules lean.
+fn rule_named(variable: &str) -> Option<Rule> {
+    std::env::var(variable)
+        .ok()
+        .map(|name| Rule::ALL.iter().copied().find(|rule| format!("{rule:?}") == name).expect("the name of a rule"))
+}
+
+/// `TAGALONG_SEED=17`, and perhaps `TAGALONG_RULE=ReadEcho`: one run, with everything that happens.
+#[test]
+#[ignore = "shows one run"]
+fn replay() {
+    let Ok(seed) = std::env::var("TAGALONG_SEED") else { return };
+    let off = rule_named("TAGALONG_RULE");
+    let bias = rule_named("TAGALONG_LEAN").or(off);
+    quiet_panics();
+    let work = move || {
+        let outcome = run(seed.parse().unwrap(), off, bias, true);
+        match outcome.violation {
+            Some((invariant, what)) => println!("violates {invariant}: {what}"),
+            None => println!("no violation in {} steps", outcome.steps),
+        }
+    };
+    std::thread::Builder::new().name("sim-replay".to_owned()).stack_size(8 << 20).spawn(work).unwrap().join().unwrap();
+}

@@ -1,0 +1,371 @@
+//! The oracle: what the clients were told and what lies on the disks, judged without asking the cores.
+//!
+//! The bookkeeping is here; the checks are in `invariants`, under the numbers of docs/protocol.md.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use tagalong::client::{CacheImage, Command};
+use tagalong::error::{Code, Error, Result};
+use tagalong::log::{Body, Epoch, EpochStart, Level, Lsn, Record, Request, Tag};
+use tagalong::message::Outcome;
+
+use crate::client::SimClient;
+use crate::node::Node;
+
+/// The log of a reign, as its primary ordered it: from the first record on.
+pub struct ReignLog {
+    pub node: usize,
+    pub log: Vec<Record>,
+    pub start: Lsn,
+    /// Where its primary, which logs before it sends, last went on.
+    pub resumed: Lsn,
+    pub report: EpochStart,
+    pub opened: Option<u64>,
+}
+
+/// A command, as its application sees it.
+#[derive(Clone, Debug)]
+pub struct Op {
+    pub payload: Bytes,
+    pub level: Level,
+    pub withdrawn: bool,
+    /// The process died with the outcome.
+    pub unheard: bool,
+    pub floor: Lsn,
+    pub done: Option<Done>,
+}
+
+impl Op {
+    fn is_open(&self) -> bool {
+        self.done.is_none() && !self.unheard
+    }
+}
+
+#[derive(Clone, Debug)]
+pub struct Done {
+    pub reply: Option<Bytes>,
+    pub at: Option<(Epoch, Lsn)>,
+}
+
+/// A query, as its application sees it.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    pub key: u8,
+    pub level: Level,
+    pub floor: Lsn,
+}
+
+#[derive(Clone, Debug)]
+pub struct Seen {
+    pub client: usize,
+    pub epoch: Epoch,
+    pub lsn: Lsn,
+    pub key: u8,
+    pub level: Level,
+    pub result: Bytes,
+}
+
+#[derive(Default)]
+pub struct ClientView {
+    pub ops: BTreeMap<Request, Op>,
+    pub asked: BTreeMap<u64, Asked>,
+    pub flushes: BTreeMap<u64, Request>,
+    /// Queries nobody waits for any more: they may still be answered.
+    pub forgotten: BTreeSet<u64>,
+    /// Headers and tags that died with the client.
+    pub died_with: BTreeSet<(Epoch, Lsn)>,
+    pub failed: bool,
+    /// Acknowledged, held, superseded: to be returned to the application.
+    pub owed: BTreeSet<Request>,
+}
+
+pub struct Oracle {
+    pub violation: Option<(&'static str, String)>,
+    pub lowest: Level,
+    pub reigns: BTreeMap<Epoch, ReignLog>,
+    pub views: Vec<ClientView>,
+    pub seen: Vec<Seen>,
+    /// The keys of commands by their payloads' digest: what a state machine knows of a lost command's header.
+    pub keys: BTreeMap<u64, u8>,
+    /// The highest LSN of anything that completed, in what is the log by now.
+    pub floor: Lsn,
+    pub forced: bool,
+    pub policies: usize,
+}
+
+impl Oracle {
+    pub fn new(lowest: Level) -> Self {
+        Self {
+            violation: None,
+            lowest,
+            reigns: BTreeMap::new(),
+            views: Vec::new(),
+            seen: Vec::new(),
+            keys: BTreeMap::new(),
+            floor: Lsn(0),
+            forced: false,
+            policies: 0,
+        }
+    }
+
+    pub fn violate(&mut self, invariant: &'static str, what: String) {
+        if self.violation.is_none() {
+            self.violation = Some((invariant, what));
+        }
+    }
+
+    pub fn on_forced(&mut self) {
+        self.forced = true;
+    }
+
+    /// After a forced promotion, or an exclusion, reports may contradict what is left.
+    pub fn may_conflict(&self) -> bool {
+        self.forced || self.policies > 0
+    }
+
+    /// The level a write or query is served at.
+    pub fn effective(&self, asked: Level) -> Level {
+        match (self.lowest, asked) {
+            (Level::Local, Level::Tagged) => Level::Stable,
+            (lowest, asked) => lowest.max(asked),
+        }
+    }
+
+    // Reigns.
+
+    pub fn on_append(&mut self, nodes: &mut [Node], at: usize, records: &[Record], now: u64) {
+        let _ = now;
+        let node = &nodes[at];
+        let Some(primary) = node.primary() else {
+            self.check_prefix(node, at, records);
+            return;
+        };
+        let epoch = primary.epoch();
+        if node.serving.is_none() {
+            let last = records.last().expect("records");
+            let begins = matches!(last.entry.header.body, Body::EpochStart(_)) && last.entry.header.epoch == epoch;
+            if !begins || self.reigns.contains_key(&epoch) {
+                self.check_fetched(at, records);
+                return;
+            }
+            let base = records[0].lsn().prev();
+            let mut log: Vec<Record> = node.disk.log.iter().filter(|record| record.lsn() <= base).cloned().collect();
+            log.extend(records.iter().cloned());
+            let Body::EpochStart(report) = &last.entry.header.body else { unreachable!() };
+            let report = (**report).clone();
+            let reign = ReignLog { node: at, log, start: last.lsn(), resumed: last.lsn(), report, opened: None };
+            self.check_rebuilt(nodes, epoch, &reign);
+            self.reigns.insert(epoch, reign);
+            nodes[at].serving = Some(epoch);
+            return;
+        }
+        let Some(reign) = self.reigns.get_mut(&epoch) else { return };
+        for record in records {
+            if record.lsn().0 != reign.log.len() as u64 + 1 || record.entry.header.epoch != epoch {
+                let why = format!("node {at} orders {:?} after {}", record.entry.header, reign.log.len());
+                self.violate("I1", why);
+                return;
+            }
+            reign.log.push(record.clone());
+        }
+        self.check_suspends(nodes, at, records);
+    }
+
+    /// A primary that logs before it sends goes on with what its disk has.
+    pub fn reign_goes_on(&mut self, epoch: Epoch, end: usize) {
+        if let Some(reign) = self.reigns.get_mut(&epoch) {
+            reign.log.truncate(end);
+            reign.resumed = Lsn(end as u64);
+        }
+    }
+
+    pub fn record(&self, epoch: Epoch, lsn: Lsn) -> Option<&Record> {
+        let index = usize::try_from(lsn.0).ok()?.checked_sub(1)?;
+        self.reigns.get(&epoch)?.log.get(index)
+    }
+
+    /// Whether this node's disk makes things stable: a backup that could be promoted without force.
+    pub fn counts(&self, nodes: &[Node], at: usize) -> bool {
+        let node = &nodes[at];
+        let Some(marks) = &node.disk.marks else { return false };
+        marks.in_sync && !node.lost && !node.founder && marks.promised.node != node.id && node.primary().is_none()
+    }
+
+    // Clients.
+
+    pub fn on_client(&mut self) {
+        self.views.push(ClientView::default());
+    }
+
+    pub fn last_request(&self, at: usize) -> Request {
+        self.views[at].ops.last_key_value().map_or(Request(0), |(request, _)| *request)
+    }
+
+    pub fn on_write(&mut self, at: usize, request: Request, payload: Bytes, level: Level, _now: u64) {
+        self.keys.insert(tagalong::log::Digest::crc32(&payload).value, payload[0]);
+        let op = Op { payload, level, withdrawn: false, unheard: false, floor: self.floor, done: None };
+        if self.views[at].ops.insert(request, op).is_some() {
+            self.violate("I6", format!("client {at} gives request {request} out twice"));
+        }
+    }
+
+    pub fn on_withdraw(&mut self, at: usize, request: Request) {
+        if let Some(op) = self.views[at].ops.get_mut(&request) {
+            op.withdrawn = true;
+        }
+    }
+
+    pub fn on_query(&mut self, at: usize, id: u64, key: u8, level: Level, _now: u64) {
+        self.views[at].asked.insert(id, Asked { key, level, floor: self.floor });
+    }
+
+    pub fn on_forgotten(&mut self, at: usize, id: u64) {
+        self.views[at].forgotten.insert(id);
+    }
+
+    pub fn on_flush(&mut self, at: usize, token: u64) {
+        let last = self.last_request(at);
+        self.views[at].flushes.insert(token, last);
+    }
+
+    /// What was never in the cache is gone with the process, and its numbers are free.
+    pub fn on_client_start(&mut self, at: usize, image: &CacheImage) {
+        let view = &mut self.views[at];
+        view.ops.retain(|request, _| *request <= image.last);
+        for (request, op) in view.ops.iter_mut().filter(|(_, op)| op.done.is_none()) {
+            // Its outcome reached the cache, and the process died before the application heard of it.
+            op.unheard = image.commands.get(request).is_none_or(|command| command.reply.is_some());
+        }
+        view.asked.clear();
+        view.flushes.clear();
+    }
+
+    pub fn on_client_crash(&mut self, client: &SimClient) {
+        if client.persistent {
+            return;
+        }
+        let Some(core) = &client.core else { return };
+        let image = core.image();
+        let tags = image.commands.values().filter_map(|command| command.tag.map(|tag| (tag.epoch, tag.lsn)));
+        let held: BTreeSet<(Epoch, Lsn)> = image.headers.keys().copied().chain(tags).collect();
+        let at = usize::try_from(client.id.0 - 100).expect("small");
+        self.views[at].died_with = held;
+    }
+
+    pub fn on_failed(&mut self, at: usize, error: &Error) {
+        self.views[at].failed = true;
+        if error.code() != Code::SessionExpired {
+            self.violate("liveness", format!("client {at} fails: {error}"));
+        }
+    }
+
+    pub fn on_closed(&mut self, at: usize) {
+        if let Some((request, _)) = self.views[at].ops.iter().find(|(_, op)| op.is_open()) {
+            self.violate("I9", format!("client {at} is closed, but request {request} has no outcome"));
+        }
+    }
+
+    /// The epoch is older than one that has opened, and what the client still gets in it is excused.
+    fn is_outdated(&self, epoch: Epoch, level: Level) -> bool {
+        let excused = self.policies > 0 || self.forced || level == Level::Local;
+        excused && self.reigns.range(epoch..).skip(1).any(|(_, reign)| reign.opened.is_some())
+    }
+
+    pub fn on_done(
+        &mut self,
+        client: &SimClient,
+        at: usize,
+        request: Request,
+        outcome: &Outcome,
+        tag: Option<Tag>,
+        _now: u64,
+    ) {
+        let place = tag.map(|tag| (tag.epoch, tag.lsn));
+        let reply = match outcome {
+            Outcome::Reply(reply) => Some(reply.clone()),
+            _ => None,
+        };
+        let Some(op) = self.views[at].ops.get_mut(&request) else {
+            self.violate("I6", format!("client {at} is told of request {request}, which it never made"));
+            return;
+        };
+        let before = op.done.replace(Done { reply: reply.clone(), at: place });
+        let (floor, level) = (op.floor, op.level);
+        if let Some(before) = before
+            && (before.reply != reply)
+        {
+            // A process that crashed before its cache had the reply is told again, and must hear the same.
+            self.check_same_reply(at, request, before.at, place);
+        }
+        let Some((_, lsn)) = place.filter(|_| reply.is_some()) else { return };
+        let Some((epoch, sent)) = client.reply_sent.get(&request).copied() else { return };
+        self.check_one_primary(at, epoch, sent, self.effective(level));
+        if self.is_outdated(epoch, self.effective(level)) {
+            return;
+        }
+        // The LSN of a repeated request may lie below what completed since it was first asked.
+        if lsn <= floor {
+            self.violate(
+                "I8",
+                format!("client {at}: request {request} is at {lsn}, but {floor} was complete when it was made"),
+            );
+        }
+        self.floor = self.floor.max(lsn);
+    }
+
+    pub fn on_result(&mut self, client: &SimClient, at: usize, id: u64, result: &Result<Bytes>, _now: u64) {
+        let Some(asked) = self.views[at].asked.remove(&id) else {
+            self.violate("I6", format!("client {at} is told of query {id} twice, or never asked it"));
+            return;
+        };
+        let Some((epoch, lsn, sent)) = client.result_at.get(&id).copied() else {
+            self.violate("I8", format!("client {at}: query {id} is answered without a frame"));
+            return;
+        };
+        let Ok(result) = result else { return };
+        let level = self.effective(asked.level);
+        self.seen.push(Seen { client: at, epoch, lsn, key: asked.key, level, result: result.clone() });
+        self.check_one_primary(at, epoch, sent, level);
+        if self.is_outdated(epoch, level) {
+            return;
+        }
+        if lsn < asked.floor {
+            let floor = asked.floor;
+            self.violate(
+                "I8",
+                format!("client {at}: query {id} saw {lsn}, but {floor} was complete when it was asked"),
+            );
+        }
+        self.floor = self.floor.max(lsn);
+    }
+
+    pub fn on_flushed(&mut self, at: usize, token: u64) {
+        let Some(upto) = self.views[at].flushes.remove(&token) else {
+            self.violate("I9", format!("client {at}: flush {token} is answered, but was not asked"));
+            return;
+        };
+        if let Some((request, _)) = self.views[at].ops.range(..=upto).find(|(_, op)| op.is_open()) {
+            self.violate("I9", format!("client {at}: flush {token} is answered before request {request}"));
+        }
+    }
+
+    pub fn unanswered(&self, at: usize) -> Option<String> {
+        let open = self.views[at].ops.iter().find(|(_, op)| op.is_open());
+        open.map(|(request, op)| format!("request {request} has no outcome: {op:?}"))
+    }
+
+    /// What a client has to hold, for comparison with later.
+    pub fn held(&self, image: &CacheImage) -> Held {
+        let tagged = image.commands.iter().filter(|(_, command)| command.tag.is_some());
+        Held {
+            commands: tagged.map(|(request, command)| (*request, command.clone())).collect(),
+            headers: image.headers.keys().copied().collect(),
+        }
+    }
+}
+
+pub struct Held {
+    pub commands: Vec<(Request, Command)>,
+    pub headers: Vec<(Epoch, Lsn)>,
+}

@@ -1,0 +1,279 @@
+//! What a seed means: the service, its sizes, its clients, and which faults happen (not all of them in every run: a
+//! fault that is always there hides what happens without it).
+
+use tagalong::client::ClientSettings;
+use tagalong::log::{GapPolicy, Level};
+use tagalong::node::RecoveryPolicy;
+use tagalong::primary::PrimarySettings;
+use tagalong::rule::Rule;
+
+use crate::dice::Dice;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// A client's stream breaks.
+    Break,
+    /// A client's stream breaks, and one side does not notice for long.
+    HalfOpen,
+    /// A client cannot reach a node for a while.
+    Partition,
+    /// The replication stream breaks, and comes back soon.
+    BreakLink,
+    /// The replication link is cut for long.
+    CutLink,
+    /// A node's process or machine dies, and is started again.
+    CrashPrimary,
+    CrashBackup,
+    /// A client's process dies. With a cache on disk it comes back; otherwise a new session begins.
+    CrashClient,
+    /// The primary's site is lost for good, and the backup promoted.
+    LosePrimary,
+    /// The backup is promoted though the primary lives.
+    FalsePromotion,
+    /// Both at once.
+    CrashBoth,
+    /// A disk, or a state machine, is slow for a while.
+    Stall,
+    /// The primary is stopped in good order, and started again.
+    Stop,
+    /// An operator ends a session.
+    EndSession,
+    /// An operator concludes a recovery early.
+    Resolve,
+    /// An operator excludes a reporter.
+    Exclude,
+    /// Promoting a backup that may not be in sync is tried.
+    Promote,
+    /// Something between the processes delivers what it still had of a stream of an older epoch.
+    Ghost,
+    /// The backup is promoted though the primary lives, and each client sees one of them.
+    Split,
+}
+
+pub const FAULTS: [Fault; 19] = [
+    Fault::Break,
+    Fault::HalfOpen,
+    Fault::Partition,
+    Fault::BreakLink,
+    Fault::CutLink,
+    Fault::CrashPrimary,
+    Fault::CrashBackup,
+    Fault::CrashClient,
+    Fault::LosePrimary,
+    Fault::FalsePromotion,
+    Fault::CrashBoth,
+    Fault::Stall,
+    Fault::Stop,
+    Fault::EndSession,
+    Fault::Resolve,
+    Fault::Exclude,
+    Fault::Promote,
+    Fault::Ghost,
+    Fault::Split,
+];
+
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub primary: PrimarySettings,
+    pub client: ClientSettings,
+    pub clients: usize,
+    /// Out of a hundred clients, how many have a cache on disk.
+    pub persistent: u64,
+    /// When a backup first appears.
+    pub backup_at: Option<u64>,
+    pub faults: Vec<Fault>,
+    pub fault_every: u64,
+    pub calm_until: u64,
+    /// When faults end and healing begins.
+    pub heal_at: u64,
+    pub lan_us: (u64, u64),
+    pub wan_us: (u64, u64),
+    pub disk_us: (u64, u64),
+    pub machine_us: (u64, u64),
+    pub flush_us: u64,
+    pub store_us: u64,
+    pub think_us: u64,
+    pub calls: u64,
+    pub keys: u64,
+    pub payload_max: u64,
+    /// Out of a hundred calls.
+    pub queries: u64,
+    pub odd_calls: u64,
+    /// Out of a hundred writes, how many ask for more than the lowest level.
+    pub stable_writes: u64,
+    pub policy: RecoveryPolicy,
+    /// Clients that send queries before what they send again, as the protocol allows.
+    pub queries_first: bool,
+}
+
+impl Plan {
+    pub fn new(dice: &mut Dice, bias: Option<Rule>) -> Self {
+        let lowest = match dice.below(20) {
+            0..13 => Level::Tagged,
+            13..17 => Level::Stable,
+            _ => Level::Local,
+        };
+        let gaps = if dice.percent(50) { GapPolicy::Stop } else { GapPolicy::Skip };
+        let conclude = RecoveryPolicy::Conclude {
+            gaps,
+            soft_us: dice.between(30_000, 400_000),
+            hard_us: dice.between(200_000, 3_000_000),
+        };
+        let policy = if dice.percent(60) { RecoveryPolicy::Wait } else { conclude };
+        let tiny = dice.percent(40);
+        let payload_max = dice.pick(&[0, 40, 400]);
+        let command_bytes_max = 2_000;
+        let mut primary = PrimarySettings {
+            domain: "east".to_owned(),
+            endpoint: String::new(),
+            lowest,
+            require_backup: dice.percent(10),
+            log_before_send: dice.percent(15),
+            reply_after_log: dice.percent(15),
+            delta_bytes_max: if tiny { dice.between(2_000, 5_000) } else { 1 << 20 },
+            window: if tiny { dice.between(1, 6) } else { dice.between(4, 64) },
+            window_bytes: if tiny { 2_000 } else { 1 << 16 },
+            command_bytes_max,
+            sessions_max: 1_000,
+            queries_max: 64,
+            batch_max: if dice.percent(50) { usize::try_from(dice.between(1, 4)).expect("small") } else { 4_096 },
+            checkpoint_every_us: dice.between(500, 20_000),
+            suspend_after_us: if dice.percent(50) { dice.between(5_000, 60_000) } else { 1_000_000 },
+            expire_after_us: if dice.percent(20) { dice.between(50_000, 500_000) } else { 0 },
+            replication_window_bytes: if dice.percent(50) { dice.between(200, 3_000) } else { 1 << 20 },
+            pull_credit_bytes: if dice.percent(50) { dice.between(1, 600) } else { 1 << 20 },
+            policy,
+        };
+        let client = ClientSettings {
+            unsent_bytes_max: 64 << 20,
+            cache_bytes_max: if tiny { dice.between(8_192, 12_000) } else { 1 << 20 },
+            confirm_delay_us: dice.between(100, 4_000),
+            queries_max: 32,
+            volatile: false,
+        };
+        let chance = dice.pick(&[15, 30, 50]);
+        let faults = FAULTS.iter().copied().filter(|_| dice.percent(chance)).collect();
+        let wan = dice.pick(&[1_000, 5_000, 20_000, 60_000]);
+        let backup_at = match dice.below(10) {
+            0..7 => Some(0),
+            7..9 => Some(dice.between(10_000, 200_000)),
+            _ => None,
+        };
+        primary.require_backup &= backup_at.is_some();
+        let mut plan = Self {
+            primary,
+            client,
+            clients: usize::try_from(dice.between(1, 5)).expect("small"),
+            persistent: dice.pick(&[0, 50, 100]),
+            backup_at,
+            faults,
+            fault_every: dice.pick(&[5_000, 15_000, 40_000, 100_000]),
+            calm_until: 30_000,
+            heal_at: dice.between(200_000, 700_000),
+            lan_us: (50, dice.pick(&[100, 500, 3_000])),
+            wan_us: (wan / 2, wan),
+            disk_us: (10, dice.pick(&[100, 1_000, 8_000])),
+            machine_us: (1, dice.pick(&[10, 200, 3_000])),
+            flush_us: dice.pick(&[1, 100, 1_000]),
+            store_us: dice.pick(&[5, 200, 2_000]),
+            think_us: dice.pick(&[300, 2_000, 8_000]),
+            calls: dice.between(5, 60),
+            keys: dice.pick(&[1, 3, 20]),
+            payload_max,
+            queries: dice.pick(&[0, 20, 50]),
+            odd_calls: dice.pick(&[0, 5, 15]),
+            stable_writes: dice.pick(&[0, 10, 50]),
+            policy,
+            queries_first: dice.percent(20),
+        };
+        if let Some(rule) = bias {
+            plan.lean(rule, dice);
+        }
+        plan
+    }
+
+    /// Leans towards the schedules in which a missing rule shows.
+    fn lean(&mut self, rule: Rule, dice: &mut Dice) {
+        let short = |gaps| RecoveryPolicy::Conclude { gaps, soft_us: 15_000, hard_us: 40_000 };
+        match rule {
+            Rule::ReadEcho => {
+                self.faults = vec![Fault::Split];
+                self.primary.lowest = Level::Stable;
+                self.primary.suspend_after_us = 1_000_000;
+                self.backup_at = Some(0);
+                (self.queries, self.clients, self.calls, self.think_us) = (85, 5, 100, 4_000);
+                self.odd_calls = 0;
+                (self.lan_us, self.wan_us) = ((50, 100), (50, 500));
+            }
+            Rule::UnknownEpochSuperseded => {
+                self.faults = vec![Fault::CrashPrimary, Fault::LosePrimary, Fault::CutLink];
+                self.primary.lowest = Level::Tagged;
+                self.backup_at = Some(dice.between(5_000, 40_000));
+                self.persistent = 100;
+                self.disk_us = (10, 8_000);
+            }
+            Rule::ReportEpoch => {
+                self.faults =
+                    vec![Fault::CrashPrimary, Fault::LosePrimary, Fault::CrashBoth, Fault::CrashClient, Fault::CutLink];
+                self.primary.lowest = Level::Tagged;
+                self.primary.log_before_send = false;
+                self.policy = short(GapPolicy::Stop);
+                self.primary.policy = self.policy;
+                self.backup_at = Some(0);
+                (self.stable_writes, self.clients, self.persistent) = (30, 5, 50);
+                self.fault_every = 10_000;
+            }
+            Rule::BackToBase => {
+                self.faults = vec![
+                    Fault::CrashPrimary,
+                    Fault::CrashPrimary,
+                    Fault::CrashBackup,
+                    Fault::LosePrimary,
+                    Fault::CutLink,
+                    Fault::CrashClient,
+                ];
+                self.primary.lowest = Level::Tagged;
+                self.primary.log_before_send = false;
+                self.policy = short(GapPolicy::Skip);
+                self.primary.policy = self.policy;
+                self.backup_at = Some(0);
+                self.primary.replication_window_bytes = 200;
+                (self.keys, self.clients, self.persistent) = (20, 5, 50);
+                self.fault_every = 10_000;
+                self.disk_us = (10, 8_000);
+            }
+            Rule::SupersededFinal | Rule::ReleaseByEpoch => {
+                let more = [Fault::LosePrimary, Fault::LosePrimary, Fault::Resolve, Fault::CutLink, Fault::CrashClient];
+                self.faults.extend(more);
+                self.primary.lowest = Level::Tagged;
+                self.backup_at = Some(0);
+                self.persistent = 50;
+            }
+            Rule::StreamEpoch => {
+                self.faults = vec![Fault::Ghost, Fault::Ghost, Fault::Ghost, Fault::CrashPrimary];
+                self.primary.lowest = Level::Tagged;
+                self.primary.suspend_after_us = 1_000_000;
+                self.backup_at = Some(0);
+                (self.queries, self.clients, self.calls, self.think_us) = (50, 5, 60, 2_000);
+                self.fault_every = 4_000;
+                (self.lan_us, self.wan_us) = ((50, 3_000), (30_000, 60_000));
+                self.client.confirm_delay_us = 100;
+            }
+            Rule::RefuseOldEpoch => {
+                self.faults = vec![Fault::Ghost, Fault::Ghost, Fault::CrashPrimary];
+                self.backup_at = Some(0);
+                self.fault_every = 10_000;
+            }
+            Rule::ManifestOwn => {
+                self.faults = vec![Fault::Break];
+                self.primary.lowest = Level::Tagged;
+                self.backup_at = Some(0);
+                (self.queries, self.clients, self.calls, self.think_us) = (50, 4, 60, 300);
+                self.fault_every = 3_000;
+                self.queries_first = true;
+                (self.lan_us, self.wan_us) = ((50, 3_000), (30_000, 60_000));
+            }
+            _ => {}
+        }
+    }
+}
