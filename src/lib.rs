@@ -1,4 +1,5 @@
-//! Asynchronous replication speed with synchronous safety.
+#![cfg_attr(feature = "grpc", doc = include_str!("../README.md"))]
+#![cfg_attr(not(feature = "grpc"), doc = "The protocol's core and the stores, without the gRPC ring.")]
 
 pub mod backup;
 pub mod checkpoint;
