@@ -101,6 +101,10 @@ pub(super) async fn read_stream<M, P>(
     }
     // A node that has ended needs no word of it.
     let _ = mailbox.send(Mail::Gone(conn)).await;
+    // Letting go of a stream that the peer has not ended resets it, and with it what was sent last: the reason why it
+    // ends, and the replies before that. A peer that has read them ends it by itself.
+    let rest = async { while let Ok(Some(_)) = stream.message().await {} };
+    let _ = tokio::time::timeout(LINGER, rest).await;
 }
 
 /// Bytes a message takes on the wire, roughly.
