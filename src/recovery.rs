@@ -21,7 +21,7 @@ use std::ops::Range;
 use bytes::Bytes;
 
 use crate::error::{Code, Error};
-use crate::log::{Body, ClientId, Digest, Entry, Epoch, GapPolicy, Header, Lsn, Request, Time};
+use crate::log::{Body, ClientId, Digest, Entry, Epoch, GapPolicy, Header, Lsn, Origin, Request, Time};
 use crate::message::{Payloads, RecoveryStatus, Report, ReportItem};
 use crate::node::{Conn, RecoveryPolicy};
 use crate::rule::{self, Rule};
@@ -114,8 +114,8 @@ pub struct Recovery {
     progress: Time,
     reporters: BTreeMap<ClientId, Reporter>,
     known: BTreeMap<Lsn, Known>,
-    /// Where a command is placed, if it is.
-    placed: BTreeMap<(ClientId, Request), Lsn>,
+    /// Where a command is placed, by whomever: at one LSN, unless somebody lies.
+    placed: BTreeMap<(ClientId, Request), BTreeSet<Lsn>>,
     /// Verified against the digest under which they were reported.
     payloads: BTreeMap<(ClientId, Request), (Digest, Bytes)>,
     excluded: BTreeSet<ClientId>,
@@ -305,23 +305,28 @@ impl Recovery {
             variants.push((header, BTreeSet::from([client])));
         }
         if let Some(origin) = origin {
-            self.placed.insert((origin.client, origin.request), lsn);
+            self.placed.entry((origin.client, origin.request)).or_default().insert(lsn);
             self.want(origin.client, origin.request);
         }
     }
 
-    /// Marks a payload as wanted, if a known header asks for it and its origin can supply it.
+    /// Marks a payload as wanted, if a known header asks for it and its origin can supply it. Where headers disagree it is
+    /// pulled all the same: once somebody is excluded it has to be here.
     fn want(&mut self, client: ClientId, request: Request) {
-        let placed = self.placed.get(&(client, request));
-        let Some((length, digest)) =
-            placed.and_then(|lsn| self.header(*lsn)).map(|header| (header.length, header.digest))
-        else {
-            return;
-        };
+        let Some(reporter) = self.reporters.get(&client).filter(|reporter| reporter.complete) else { return };
+        let Some((length, digest)) = reporter.offered.get(&request).copied() else { return };
+        let origin = Some(Origin { client, request });
+        let places = self.placed.get(&(client, request)).into_iter().flatten();
+        let mut headers = places.filter_map(|lsn| self.known.get(lsn)).flatten().map(|(header, _)| header);
+        let placed =
+            headers.any(|header| header.origin == origin && (header.length, header.digest) == (length, digest));
         let here = self.payloads.get(&(client, request)).is_some_and(|(have, _)| *have == digest);
-        let Some(reporter) = self.reporters.get_mut(&client).filter(|reporter| reporter.complete) else { return };
-        let offered = reporter.offered.get(&request) == Some(&(length, digest));
-        if length > 0 && !here && offered && !reporter.asked.contains_key(&request) {
+        if let Some(reporter) = self.reporters.get_mut(&client)
+            && placed
+            && length > 0
+            && !here
+            && !reporter.asked.contains_key(&request)
+        {
             reporter.wanted.insert(request, length);
         }
     }

@@ -597,3 +597,33 @@ fn answer_pulls(recovery: &mut Recovery, state: &LogState) -> Next {
     }
     recovery.evaluate(Time(1), state)
 }
+
+/// Two headers for one LSN are a contradiction, and an operator excludes who lied. The payload of the true one was not
+/// pulled while there were two, and never was afterwards: the acknowledged write of a client that stood there with its
+/// payload in its hands had become a gap.
+#[test]
+fn what_the_exclusion_of_a_liar_leaves_is_pulled() {
+    let (state, mut recovery) = roll_call(RecoveryPolicy::Wait);
+    recovery.report(Time(0), LIAR, report(vec![ReportItem::Header(command(4, b"false"))], 0)).unwrap();
+    let held = ReportItem::Held { header: command(4, b"true"), reply: None };
+    recovery.report(Time(0), A, report(vec![held], 4)).unwrap();
+    assert_eq!(answer_pulls(&mut recovery, &state), Next::Wait);
+    assert_eq!(recovery.status().accused, [LIAR, A]);
+    recovery.exclude(LIAR);
+    let Next::Conclude(plan) = answer_pulls(&mut recovery, &state) else { panic!("{:?}", recovery.status()) };
+    assert_eq!(plan.entries[0].payload, "true");
+}
+
+/// One client places another's command where it never was. Only the last place was remembered, so the payload was not
+/// pulled for the true one: a gap, and nobody accused.
+#[test]
+fn a_command_that_is_placed_twice_is_pulled_for_both() {
+    let (state, mut recovery) = roll_call(RecoveryPolicy::Wait);
+    let held = ReportItem::Held { header: command(4, b"true"), reply: None };
+    let first = Report { end: false, ..report(vec![held], 4) };
+    recovery.report(Time(0), A, first).unwrap();
+    recovery.report(Time(0), LIAR, report(vec![ReportItem::Header(command(9, b"false"))], 0)).unwrap();
+    recovery.report(Time(0), A, report(vec![], 4)).unwrap();
+    let Next::Conclude(plan) = answer_pulls(&mut recovery, &state) else { panic!("{:?}", recovery.status()) };
+    assert_eq!(plan.entries[0].payload, "true");
+}
