@@ -543,6 +543,59 @@ impl Alone {
     }
 }
 
+/// An in-sync mark of an older reign says nothing about this one: after a forced promotion of another node, the former
+/// stability target follows it. Its old mark kept it from ever being attached (it seemed to be in sync already)...
+#[test]
+fn an_old_in_sync_mark_does_not_keep_a_backup_from_being_attached() {
+    let mut alone = Alone::new();
+    let epoch = alone.core.epoch();
+    let backup = Conn(1);
+    alone.give(Input::FromBackup(backup, hello(2, 1, epoch, true)));
+    for _ in 0..3 {
+        alone.give(Input::Flush);
+        let ack = BackupMessage::Ack { epoch, durable: alone.end(), echo: 0, in_sync: true };
+        alone.give(Input::FromBackup(backup, ack));
+    }
+    assert_eq!(alone.core.state().target(), Target::Backup(NodeId(2)));
+    assert!(alone.was_granted(backup));
+}
+
+/// ...and let it be promoted without force, although it lacked what the new reign had acknowledged and released.
+#[test]
+fn a_mark_of_being_in_sync_ends_with_another_nodes_reign() {
+    let (old, new) =
+        (Epoch { generation: 0, number: 1, node: NodeId(1) }, Epoch { generation: 1, number: 2, node: NodeId(3) });
+    let header = Header {
+        epoch: old,
+        lsn: Lsn(1),
+        body: Body::EpochStart(Box::default()),
+        origin: None,
+        time: Time(1),
+        answered: Request(0),
+        length: 0,
+        digest: Digest::default(),
+    };
+    let mut state = LogState::new();
+    state.apply_header(&header, None).unwrap();
+    let (cluster, group, node) = (ClusterId(7), GroupId(8), NodeId(2));
+    let marks = Marks { cluster, group, node, promised: old, reign: old, in_sync: true, ..Marks::default() };
+    let west = BackupSettings { domain: "west".to_owned(), primary: settings("west"), ..BackupSettings::default() };
+    let mut out = Vec::new();
+    let mut backup = Backup::new(west, marks, state, Time(1), &mut out).unwrap();
+    let link = Conn(1);
+    backup.step(Time(1), Input::Linked(link), &mut out);
+    let welcome =
+        PrimaryMessage::Welcome { version: VERSION, cluster, group, node: NodeId(3), endpoint: String::new() };
+    backup.step(Time(1), Input::FromPrimary(link, welcome), &mut out);
+    let append = PrimaryMessage::Append { epoch: new, base: Lsn(1), stable: Lsn(9), echo: 0, records: Vec::new() };
+    backup.step(Time(1), Input::FromPrimary(link, append), &mut out);
+    backup.step(Time(1), Input::MarksSaved(1), &mut out);
+    out.clear();
+    let promote = Admin::Promote { force: false, policy: RecoveryPolicy::Wait };
+    backup.step(Time(1), Input::Admin(promote), &mut out);
+    assert!(matches!(out[..], [Output::AdminDone(Err(_))]), "it was never in sync with {new}: {out:?}");
+}
+
 const A: ClientId = ClientId(1);
 const LIAR: ClientId = ClientId(2);
 
@@ -626,4 +679,34 @@ fn a_command_that_is_placed_twice_is_pulled_for_both() {
     recovery.report(Time(0), A, report(vec![], 4)).unwrap();
     let Next::Conclude(plan) = answer_pulls(&mut recovery, &state) else { panic!("{:?}", recovery.status()) };
     assert_eq!(plan.entries[0].payload, "true");
+}
+
+/// The log of a node that was promoted by force names another one as the stability target: the backup that was in sync
+/// with the lost primary. It was let in while the promoted node still recovered, and its mark was counted: the new reign,
+/// whose target is the own disk, then waited for the acknowledgements of a backup it had never attached, and called stable
+/// what its own disk, which is all that a restart asks, did not have.
+#[test]
+fn a_reign_on_the_own_disk_counts_no_backup() {
+    let new = NodeId(3);
+    let start = EpochStart { target: Target::Backup(NodeId(2)), ..EpochStart::default() };
+    let mut state = LogState::new();
+    state.apply_header(&header(1, Body::EpochStart(Box::new(start)), None, b""), None).unwrap();
+    let promised = Epoch { generation: 1, number: 2, node: new };
+    let base = Lsn(1);
+    let marks = Marks {
+        cluster: ClusterId(7),
+        group: GroupId(8),
+        node: new,
+        promised,
+        reign: promised,
+        base,
+        ..Marks::default()
+    };
+    let mut out = Vec::new();
+    let mut core = Primary::new(settings("south"), marks, state, Time(1), &mut out).unwrap();
+    core.step(Time(1), Input::MarksSaved(1), &mut out);
+    out.clear();
+    core.step(Time(1), Input::FromBackup(Conn(1), hello(2, 1, reign(), true)), &mut out);
+    let refused = |output: &Output| matches!(output, Output::ToBackup(_, PrimaryMessage::Refused(_)));
+    assert!(out.iter().any(refused), "it recovers for itself: {out:?}");
 }

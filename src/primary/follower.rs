@@ -117,7 +117,10 @@ impl Primary {
             self.depose(hello.promised, out);
             return Err(Error::new(Code::Deposed, "this primary was of an older epoch"));
         }
-        let target = match self.state.target() {
+        // Until it opens, a reign has the target it is to begin with, whatever the log names for the one before.
+        let target =
+            if matches!(self.phase, Phase::Open | Phase::Stopping) { self.state.target() } else { self.target() };
+        let target = match target {
             Target::Backup(node) if node != self.marks.node => Some(node),
             _ => None,
         };
@@ -150,7 +153,8 @@ impl Primary {
             under_way: VecDeque::new(),
             under_way_bytes: 0,
             reading: false,
-            in_sync: hello.in_sync,
+            // A mark of an older reign, with another target, says nothing about this one.
+            in_sync: hello.in_sync && target == Some(hello.node),
             granted: false,
             asked: Lsn(0),
             echo: 0,
@@ -204,8 +208,8 @@ impl Primary {
         };
         follower.durable = follower.durable.max(durable);
         follower.echo_seen = follower.echo_seen.max(echo);
-        let granted = in_sync && !follower.in_sync;
-        follower.in_sync |= in_sync;
+        let granted = in_sync && follower.granted && !follower.in_sync;
+        follower.in_sync |= granted;
         while follower.under_way.front().is_some_and(|(lsn, _)| *lsn <= durable) {
             follower.under_way_bytes -= follower.under_way.pop_front().map_or(0, |(_, cost)| cost);
         }
