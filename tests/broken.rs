@@ -543,6 +543,37 @@ impl Alone {
     }
 }
 
+/// Two backups dial a primary that has none. The first is about to be named the stability target when the second takes
+/// the place on the replication stream: the `Config` named the one, and the grant went to the other. Both then held an
+/// in-sync mark in turn, and the one whose acknowledgements did not count could be promoted all the same.
+#[test]
+fn the_grant_goes_to_the_backup_that_was_named() {
+    let mut alone = Alone::new();
+    let epoch = alone.core.epoch();
+    let (one, other) = (Conn(1), Conn(2));
+    alone.give(Input::FromBackup(one, hello(2, 0, Epoch::ZERO, false)));
+    alone.give(Input::Flush);
+    alone.sent.clear();
+    // It has everything: its `Config` waits for the next flush.
+    let ack = |durable| BackupMessage::Ack { epoch, durable, echo: 0, in_sync: false };
+    alone.give(Input::FromBackup(one, ack(alone.end())));
+    alone.give(Input::FromBackup(other, hello(3, 0, Epoch::ZERO, false)));
+    for _ in 0..3 {
+        alone.give(Input::Flush);
+        alone.give(Input::FromBackup(other, ack(alone.end())));
+    }
+    assert_eq!(alone.core.state().target(), Target::Backup(NodeId(2)));
+    assert!(!alone.was_granted(other), "another one is the target");
+    // The one that was named comes back, and is.
+    let back = Conn(3);
+    alone.give(Input::FromBackup(back, hello(2, 1, epoch, false)));
+    for _ in 0..3 {
+        alone.give(Input::Flush);
+        alone.give(Input::FromBackup(back, ack(alone.end())));
+    }
+    assert!(alone.was_granted(back));
+}
+
 /// An in-sync mark of an older reign says nothing about this one: after a forced promotion of another node, the former
 /// stability target follows it. Its old mark kept it from ever being attached (it seemed to be in sync already)...
 #[test]

@@ -182,6 +182,14 @@ impl Primary {
         Ok(())
     }
 
+    /// Another backup took the place of the one that was about to be named: its acknowledgements will not count.
+    pub(super) fn dismiss_other(&mut self, target: Target, out: &mut Vec<Output>) {
+        if self.follower.as_ref().is_some_and(|follower| Target::Backup(follower.node) != target) {
+            let why = "another backup is this primary's stability target";
+            self.refuse_follower(Error::new(Code::InvalidArgument, why), out);
+        }
+    }
+
     /// Whether a log that ends at `end`, in the reign `last`, can be a prefix of this one. It may reach past the base of
     /// the reign after `last` (what that rebuilt is the same there), but not past a gap.
     pub(super) fn has_prefix(&self, end: Lsn, last: Epoch) -> bool {
@@ -317,8 +325,9 @@ impl Primary {
 
     /// The `Config` that names the backup is on the own disk, and the grant is not sent yet.
     fn is_attaching(&self) -> bool {
-        let named = matches!(self.state.target(), Target::Backup(_)) && self.water.logged() >= self.config_lsn;
-        named && !self.counts_backup && self.follower.as_ref().is_some_and(|follower| follower.streaming)
+        let logged = self.water.logged() >= self.config_lsn;
+        let follows = |follower: &Follower| follower.streaming && self.state.target() == Target::Backup(follower.node);
+        logged && !self.counts_backup && self.follower.as_ref().is_some_and(follows)
     }
 
     /// Takes the attaching of a backup one step further.

@@ -242,9 +242,10 @@ impl Primary {
         let lsn = header.lsn;
         match (&header.body, header.origin) {
             (Body::Command | Body::Noop, Some(origin)) => self.respond(origin.client, origin.request, lsn, level),
-            (Body::Config(_), _) => {
+            (Body::Config(target), _) => {
                 self.config_lsn = lsn;
                 self.config_proposed = false;
+                self.dismiss_other(*target, out);
             }
             (Body::Suspend, Some(origin)) => {
                 self.in_flight.remove(&origin.client);
