@@ -442,7 +442,7 @@ impl Unstable {
         self.records.get(usize::try_from(index).ok()?)
     }
 
-    /// The origin of `lsn` holds its tag (or a session its system header): manifests need not name it.
+    /// The origin of `lsn` holds its tag: manifests need not name it.
     pub fn confirm(&mut self, lsn: Lsn) {
         self.unconfirmed.remove(&lsn);
     }

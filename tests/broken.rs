@@ -440,6 +440,32 @@ fn the_filler_of_a_superseded_number_is_held() {
     assert!(world.list(1).ends_with('x'), "{}", world.list(1));
 }
 
+/// A system entry was confirmed by whoever was the first to hold its header. That may be a reader: when it dies with its
+/// cache, the entry is a gap below writes whose authors all live.
+#[test]
+fn a_system_entry_does_not_rest_on_one_reader() {
+    let mut world = World::new(3);
+    let (writer, reader, quiet) = (0, 1, 2);
+    world.cut_link();
+    world.cut_client(quiet);
+    world.clients[quiet].dead = true;
+    world.run();
+    let last = world.nodes[0].log.last().unwrap().entry.header.clone();
+    assert_eq!(last.body, Body::Suspend, "the delta begins with a system entry");
+    world.query(reader);
+    let w = world.write(writer, "w", Level::Tagged);
+    assert!(world.acknowledged(writer, w));
+    world.kill_client(reader);
+    world.kill(0);
+    world.clients[quiet].dead = false;
+    world.promote(RecoveryPolicy::Wait);
+    world.connect(quiet, 1);
+    world.admin(1, Admin::Resolve(GapPolicy::Stop));
+    let report = world.opened(1);
+    assert_eq!(report.missing, [ClientId(101)]);
+    assert_eq!(world.list(1), "w", "its author lives");
+}
+
 fn hello(node: u64, end: u64, last: Epoch, in_sync: bool) -> BackupMessage {
     BackupMessage::Hello(PeerHello {
         version: VERSION,

@@ -58,7 +58,6 @@ pub(super) struct Live {
 struct Sent {
     seq: u64,
     tags: Vec<Lsn>,
-    headers: Vec<Lsn>,
 }
 
 impl Primary {
@@ -421,7 +420,7 @@ impl Primary {
             let Some(sent) = live.sent.pop_front() else {
                 break;
             };
-            for lsn in sent.tags.into_iter().chain(sent.headers) {
+            for lsn in sent.tags {
                 self.unstable.confirm(lsn);
             }
         }
@@ -506,8 +505,8 @@ impl Primary {
                 live.seq += 1;
                 (frame.seq, sent.seq) = (live.seq, live.seq);
                 if !rule::on(Rule::ConfirmByOrigin) {
-                    sent.tags.iter().chain(&sent.headers).for_each(|lsn| self.unstable.confirm(*lsn));
-                } else if !sent.tags.is_empty() || !sent.headers.is_empty() {
+                    sent.tags.iter().for_each(|lsn| self.unstable.confirm(*lsn));
+                } else if !sent.tags.is_empty() {
                     live.sent.push_back(sent);
                 }
                 out.push(Output::ToClient(conn, NodeMessage::Frame(frame)));
@@ -534,7 +533,7 @@ impl Packer {
 
     fn begin(&mut self) {
         let frame = NodeFrame { epoch: self.epoch, stable: self.stable, ..NodeFrame::default() };
-        self.frames.push((frame, Sent { seq: 0, tags: Vec::new(), headers: Vec::new() }));
+        self.frames.push((frame, Sent { seq: 0, tags: Vec::new() }));
         self.bytes = 0;
     }
 
@@ -547,12 +546,9 @@ impl Packer {
         self.frames.last_mut().expect("there is always one")
     }
 
+    /// Nobody confirms a header: a command is its origin's to confirm, and a system entry nobody's.
     fn header(&mut self, header: &Header) {
-        let (frame, sent) = self.room(0);
-        // A command is confirmed by its origin alone; a system entry by whoever holds its header.
-        if header.body != Body::Command && header.body != Body::Noop {
-            sent.headers.push(header.lsn);
-        }
+        let (frame, _) = self.room(0);
         frame.manifest.push(header.clone());
     }
 
