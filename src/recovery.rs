@@ -269,6 +269,9 @@ impl Recovery {
                     header
                 }
             };
+            if !header.is_possible() {
+                return Err(Error::new(Code::Protocol, format!("no entry has the header reported of {}", header.lsn)));
+            }
             if takes_part(header.epoch) && header.lsn > self.base {
                 self.vouch(header, client);
             }

@@ -653,6 +653,28 @@ fn a_mark_of_being_in_sync_ends_with_another_nodes_reign() {
     assert!(matches!(out[..], [Output::AdminDone(Err(_))]), "it was never in sync with {new}: {out:?}");
 }
 
+/// A withdrawn command has no payload. One that has became a `Noop` with a payload: the primary took it, and no backup
+/// would ever take it from the primary (nor the primary itself from its disk), so that `stable` stood still for good.
+#[test]
+fn a_withdrawn_command_with_a_payload_is_refused() {
+    let mut alone = Alone::new();
+    let conn = Conn(1);
+    alone.attach(conn, 100, 1);
+    let payload = Bytes::from_static(b"x");
+    let write = Write {
+        request: Request(1),
+        answered: Request(0),
+        level: Level::Local,
+        withdrawn: true,
+        digest: Digest::crc32(&payload),
+        payload,
+    };
+    let frame = ClientFrame { epoch: alone.core.epoch(), writes: vec![write], ..ClientFrame::default() };
+    alone.give(Input::Client(conn, ClientMessage::Frame(frame)));
+    alone.give(Input::Flush);
+    assert!(alone.was_refused(conn));
+}
+
 const A: ClientId = ClientId(1);
 const LIAR: ClientId = ClientId(2);
 
@@ -736,6 +758,19 @@ fn a_command_that_is_placed_twice_is_pulled_for_both() {
     recovery.report(Time(0), A, report(vec![], 4)).unwrap();
     let Next::Conclude(plan) = answer_pulls(&mut recovery, &state) else { panic!("{:?}", recovery.status()) };
     assert_eq!(plan.entries[0].payload, "true");
+}
+
+/// Headers that no entry can have (a system entry of some length, an empty command with the digest of another) got into
+/// the log, from where no backup takes them.
+#[test]
+fn a_header_that_no_entry_can_have_is_refused() {
+    let origin = Some(Origin { client: A, request: Request(1) });
+    let long = Header { length: 3, ..header(4, Body::Suspend, origin, b"") };
+    let empty = Header { digest: Digest::crc32(b"other"), ..command(4, b"") };
+    for forged in [long, empty] {
+        let (_, mut recovery) = roll_call(RecoveryPolicy::Wait);
+        assert!(recovery.report(Time(0), LIAR, report(vec![ReportItem::Header(forged)], 4)).is_err());
+    }
 }
 
 /// The log of a node that was promoted by force names another one as the stability target: the backup that was in sync

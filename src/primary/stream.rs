@@ -385,6 +385,10 @@ impl Primary {
         if !write.digest.verifies(&write.payload) {
             return Err(Error::new(Code::Protocol, format!("request {} does not have its checksum", write.request)));
         }
+        if write.withdrawn && !write.payload.is_empty() {
+            let why = format!("request {} was withdrawn, and has a payload all the same", write.request);
+            return Err(Error::new(Code::Protocol, why));
+        }
         let window = self.settings.window;
         let live = self.live_at(conn);
         if write.request > live.next || write.request == Request(u64::MAX) {
