@@ -112,6 +112,8 @@ pub struct Recovery {
     started: Time,
     contact: Option<Time>,
     progress: Time,
+    /// When it was last evaluated: a time that had passed by then makes no difference any more.
+    evaluated: Time,
     reporters: BTreeMap<ClientId, Reporter>,
     known: BTreeMap<Lsn, Known>,
     /// Where a command is placed, by whomever: at one LSN, unless somebody lies.
@@ -157,6 +159,7 @@ impl Recovery {
             started: now,
             contact: None,
             progress: now,
+            evaluated: now,
             reporters: BTreeMap::new(),
             known: BTreeMap::new(),
             placed: BTreeMap::new(),
@@ -404,18 +407,22 @@ impl Recovery {
 
     /// When to evaluate again though nothing happens.
     pub fn next_timeout(&self) -> Option<Time> {
+        self.deadlines().into_iter().flatten().filter(|at| *at > self.evaluated).min()
+    }
+
+    /// The end of the soft window, once somebody has come, and the hard cap.
+    fn deadlines(&self) -> [Option<Time>; 2] {
         let RecoveryPolicy::Conclude { soft_us, hard_us, .. } = self.policy else {
-            return None;
+            return [None, None];
         };
         let soft = self.contact.map(|contact| contact.max(self.progress).after(soft_us));
-        let hard = self.started.after(hard_us);
-        Some(soft.map_or(hard, |soft| soft.min(hard)))
+        [soft, Some(self.started.after(hard_us))]
     }
 
     fn decided(&self, now: Time, everyone: bool) -> Option<GapPolicy> {
         let by_policy = match self.policy {
             RecoveryPolicy::Conclude { gaps, .. } => {
-                let late = self.next_timeout().is_some_and(|at| now >= at);
+                let late = self.deadlines().into_iter().flatten().any(|at| now >= at);
                 (everyone || late).then_some(gaps)
             }
             RecoveryPolicy::Wait => None,
@@ -425,13 +432,17 @@ impl Recovery {
 
     /// What has to happen next, from everything that stands now.
     pub fn evaluate(&mut self, now: Time, state: &LogState) -> Next {
+        self.evaluated = now;
         if self.judging.is_some() {
             return Next::Wait;
         }
         let missing = self.awaited();
         let everyone = missing.is_empty();
         let decided = self.decided(now, everyone);
-        if (!everyone && decided.is_none()) || self.is_pulling() {
+        let [_, hard] = self.deadlines();
+        // Whoever stands there and does not send what it announced holds up a recovery no longer than the hard cap.
+        let pulling = self.is_pulling() && hard.is_none_or(|at| now < at);
+        if (!everyone && decided.is_none()) || pulling {
             return Next::Wait;
         }
         self.conflict = self.contradiction(everyone && decided.is_none());

@@ -773,6 +773,37 @@ fn a_header_that_no_entry_can_have_is_refused() {
     }
 }
 
+/// The hard cap of `Conclude` is "in any case". A client that reports, stays connected, and never sends the payload it
+/// was asked for held it up for ever; and while it did, the time asked for lay in the past, so that the node's thread
+/// did nothing but tick.
+#[test]
+fn the_hard_cap_does_not_wait_for_a_payload() {
+    let policy = RecoveryPolicy::Conclude { gaps: GapPolicy::Stop, soft_us: 1_000, hard_us: 5_000 };
+    let (state, mut recovery) = roll_call(policy);
+    recovery.report(Time(0), LIAR, report(vec![], 0)).unwrap();
+    let held = ReportItem::Held { header: command(4, b"true"), reply: None };
+    recovery.report(Time(0), A, report(vec![held], 4)).unwrap();
+    assert_eq!(recovery.pulls().len(), 1);
+    assert_eq!(recovery.evaluate(Time(2_000), &state), Next::Wait, "it may still be on its way");
+    assert_eq!(recovery.next_timeout(), Some(Time(5_000)));
+    let Next::Conclude(plan) = recovery.evaluate(Time(5_000), &state) else { panic!("{:?}", recovery.status()) };
+    assert!(plan.entries.is_empty());
+    assert_eq!((plan.policy, plan.observed), (Some(GapPolicy::Stop), Lsn(4)), "and it is named");
+}
+
+/// A conflict waits for an operator, whatever the time is: no timeout is asked for that has passed already.
+#[test]
+fn a_conflict_past_the_cap_asks_for_no_more_ticks() {
+    let policy = RecoveryPolicy::Conclude { gaps: GapPolicy::Stop, soft_us: 1_000, hard_us: 5_000 };
+    let (state, mut recovery) = roll_call(policy);
+    for (client, payload) in [(A, b"true"), (LIAR, b"lies")] {
+        recovery.report(Time(0), client, report(vec![ReportItem::Header(command(4, payload))], 0)).unwrap();
+    }
+    assert_eq!(recovery.evaluate(Time(6_000), &state), Next::Wait);
+    assert_eq!(recovery.status().phase, "conflict");
+    assert_eq!(recovery.next_timeout(), None);
+}
+
 /// The log of a node that was promoted by force names another one as the stability target: the backup that was in sync
 /// with the lost primary. It was let in while the promoted node still recovered, and its mark was counted: the new reign,
 /// whose target is the own disk, then waited for the acknowledgements of a backup it had never attached, and called stable
