@@ -78,6 +78,8 @@ pub struct Plan {
     pub excluded: Vec<ClientId>,
     /// Lost LSNs below the end of `entries`.
     pub gaps: Vec<Range<Lsn>>,
+    /// Checksums of the replies that clients had to entries below the first gap: the state machine has to give them again.
+    pub replies: BTreeMap<Lsn, Digest>,
 }
 
 /// What a client reported, as long as its stream stands.
@@ -89,6 +91,8 @@ struct Reporter {
     stable: Lsn,
     /// Commands whose payload it has, held or in doubt.
     offered: BTreeMap<Request, (u32, Digest)>,
+    /// Checksums of the replies it had.
+    replies: BTreeMap<Lsn, Digest>,
     /// Payloads not yet asked for, and their lengths.
     wanted: BTreeMap<Request, u32>,
     /// Payloads asked for and not yet here.
@@ -197,6 +201,7 @@ impl Recovery {
             observed: Lsn(0),
             stable: Lsn(0),
             offered: BTreeMap::new(),
+            replies: BTreeMap::new(),
             wanted: BTreeMap::new(),
             asked: BTreeMap::new(),
             vouched: BTreeSet::new(),
@@ -256,12 +261,15 @@ impl Recovery {
                     self.offer(client, request, (length, digest));
                     continue;
                 }
-                ReportItem::Held { header, .. } => {
+                ReportItem::Held { header, reply } => {
                     let own = header.origin.filter(|origin| origin.client == client);
                     let (Some(origin), Body::Command | Body::Noop) = (own, &header.body) else {
                         return Err(Error::new(Code::Protocol, "a client holds only commands of its own"));
                     };
                     self.offer(client, origin.request, (header.length, header.digest));
+                    if let (Some(reply), Some(reporter)) = (reply, self.reporters.get_mut(&client)) {
+                        reporter.replies.insert(header.lsn, reply);
+                    }
                     header
                 }
                 ReportItem::Header(header) => {
@@ -457,6 +465,7 @@ impl Recovery {
             missing,
             excluded: self.excluded.iter().copied().collect(),
             gaps: Vec::new(),
+            replies: BTreeMap::new(),
         };
         match (walk.gaps.first().cloned(), decided) {
             (None, _) => {}
@@ -550,7 +559,7 @@ impl Recovery {
     }
 
     /// Tries the plan on the log's state: a header that was forged must not reach the log.
-    fn conclude(&mut self, plan: Plan, state: &LogState) -> Next {
+    fn conclude(&mut self, mut plan: Plan, state: &LogState) -> Next {
         let mut trial = state.outline();
         for entry in &plan.entries {
             if let Err(error) = trial.apply_header(&entry.header, None) {
@@ -561,6 +570,17 @@ impl Recovery {
             }
         }
         assert_eq!(trial.end().0, self.base.0 + plan.entries.len() as u64, "I5: the rebuild is dense");
+        // After a gap a reply may well be another one.
+        let whole = plan.gaps.first().map_or(Lsn(u64::MAX), |gap| gap.start);
+        for Header { lsn, body, origin, .. } in plan.entries.iter().map(|entry| &entry.header) {
+            let reporter = origin.and_then(|origin| self.reporters.get(&origin.client));
+            if let Some(reply) = reporter.and_then(|reporter| reporter.replies.get(lsn))
+                && *body == Body::Command
+                && *lsn < whole
+            {
+                plan.replies.insert(*lsn, *reply);
+            }
+        }
         Next::Conclude(plan)
     }
 

@@ -833,3 +833,19 @@ fn a_reign_on_the_own_disk_counts_no_backup() {
     let refused = |output: &Output| matches!(output, Output::ToBackup(_, PrimaryMessage::Refused(_)));
     assert!(out.iter().any(refused), "it recovers for itself: {out:?}");
 }
+
+/// A report carries the checksums of the replies its client had, and `NodeEvent::Diverged` was there to tell when a rebuilt
+/// command was answered otherwise; but nobody compared them.
+#[test]
+fn a_rebuilt_command_that_is_answered_otherwise_is_told() {
+    let mut world = World::new(1);
+    world.cut_link();
+    world.write(0, "a", Level::Tagged);
+    let lsn = world.nodes[0].log.last().unwrap().lsn();
+    world.kill(0);
+    // The backup's state machine is not the primary's.
+    world.nodes[1].list.push(b'?');
+    world.promote(RecoveryPolicy::Wait);
+    world.opened(1);
+    assert!(world.nodes[1].events.contains(&NodeEvent::Diverged(lsn)), "{:?}", world.nodes[1].events);
+}
