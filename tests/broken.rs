@@ -804,6 +804,19 @@ fn a_conflict_past_the_cap_asks_for_no_more_ticks() {
     assert_eq!(recovery.next_timeout(), None);
 }
 
+/// Once a newer process has opened the cache an older one is refused, and not only while the newer one is connected: it
+/// would give numbers to commands that the newer one has given to others, and take their replies for its own.
+#[test]
+fn an_older_incarnation_is_refused_for_good() {
+    let mut alone = Alone::new();
+    alone.attach(Conn(1), 100, 1);
+    alone.attach(Conn(2), 100, 2);
+    alone.give(Input::Gone(Conn(2)));
+    alone.sent.clear();
+    alone.attach(Conn(3), 100, 1);
+    assert!(alone.was_refused(Conn(3)));
+}
+
 /// The log of a node that was promoted by force names another one as the stability target: the backup that was in sync
 /// with the lost primary. It was let in while the promoted node still recovered, and its mark was counted: the new reign,
 /// whose target is the own disk, then waited for the acknowledgements of a backup it had never attached, and called stable

@@ -267,6 +267,7 @@ impl Primary {
                 self.in_flight.remove(&origin.client);
                 self.disconnected.remove(&origin.client);
                 self.ending.remove(&origin.client);
+                self.incarnations.remove(&origin.client);
                 self.departing.insert(origin.client, lsn);
             }
             (_, Some(origin)) => {

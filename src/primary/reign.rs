@@ -170,6 +170,7 @@ impl Primary {
             released_logged: Lsn(0),
             streams: BTreeMap::new(),
             attached: BTreeMap::new(),
+            incarnations: BTreeMap::new(),
             admissions: BTreeSet::new(),
             departing: BTreeMap::new(),
             ending: BTreeSet::new(),

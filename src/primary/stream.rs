@@ -117,7 +117,8 @@ impl Primary {
         let known = self.state.session(client).map_or(0, |session| session.info.incarnation);
         let old = self.attached.get(&client).copied();
         let attached = old.and_then(|old| self.streams.get(&old)).and_then(|stream| stream.attach.as_ref());
-        let newest = known.max(attached.map_or(0, |attach| attach.incarnation));
+        let welcomed = self.incarnations.get(&client).copied().unwrap_or_default();
+        let newest = known.max(welcomed).max(attached.map_or(0, |attach| attach.incarnation));
         if attach.incarnation < newest {
             let why = format!("incarnation {} of this cache was replaced by {newest}", attach.incarnation);
             return Err(Error::new(Code::SessionReplaced, why));
@@ -271,6 +272,7 @@ impl Primary {
     fn welcome(&mut self, conn: Conn, attach: &Attach, out: &mut Vec<Output>) {
         let client = attach.client;
         self.admissions.remove(&client);
+        self.incarnations.insert(client, attach.incarnation);
         let reigns = self.state.reigns_from(attach.oldest).to_vec();
         if self.state.lowest() == Level::Local && rolled_back(&reigns, attach.observed_epoch, attach.observed) {
             let at = reigns.iter().position(|reign| reign.epoch == attach.observed_epoch);
