@@ -440,6 +440,34 @@ fn the_filler_of_a_superseded_number_is_held() {
     assert!(world.list(1).ends_with('x'), "{}", world.list(1));
 }
 
+/// A service is restarted with `log_before_send` where it did not have it before. The restart concludes, its `EpochStart`
+/// reaches the own disk and not the backup's, and the node dies. Its log now says that the reign logged before it sent, so
+/// it went on in it, without a roll call and without the backup: it opened a reign that was not stable, the clients let go
+/// of what they held for the reign before, and with the primary's site that was gone for good.
+#[test]
+fn a_reign_that_never_opened_is_not_gone_on_with() {
+    let mut world = World::new(1);
+    world.cut_link();
+    let b = world.write(0, "b", Level::Tagged);
+    assert!(world.acknowledged(0, b));
+    let logs_first = PrimarySettings { log_before_send: true, ..settings("east") };
+    world.kill(0);
+    world.start_primary(0, logs_first.clone());
+    world.nodes[0].mute = true;
+    world.connect_link();
+    world.run();
+    assert!(!world.is_open(0), "the backup does not have the EpochStart");
+    assert!(matches!(world.nodes[0].log.last().unwrap().entry.header.body, Body::EpochStart(_)));
+    world.kill(0);
+    world.start_primary(0, logs_first);
+    world.run();
+    // The site is lost, and nothing ever reached the backup.
+    world.kill(0);
+    world.promote(RecoveryPolicy::Wait);
+    world.opened(1);
+    assert_eq!(world.list(1), "b", "it was acknowledged, and its client lives");
+}
+
 /// A system entry was confirmed by whoever was the first to hold its header. That may be a reader: when it dies with its
 /// cache, the entry is a gap below writes whose authors all live.
 #[test]
@@ -804,6 +832,14 @@ fn a_conflict_past_the_cap_asks_for_no_more_ticks() {
     assert_eq!(recovery.next_timeout(), None);
 }
 
+/// An absurd `observed` made the status overflow, and with it the node's thread panic in a build that checks.
+#[test]
+fn an_absurd_report_can_be_shown() {
+    let (_, mut recovery) = roll_call(RecoveryPolicy::Wait);
+    recovery.report(Time(0), LIAR, report(vec![], u64::MAX)).unwrap();
+    assert!(recovery.status().lost_by_stop > 0);
+}
+
 /// Once a newer process has opened the cache an older one is refused, and not only while the newer one is connected: it
 /// would give numbers to commands that the newer one has given to others, and take their replies for its own.
 #[test]
@@ -861,4 +897,16 @@ fn a_rebuilt_command_that_is_answered_otherwise_is_told() {
     world.promote(RecoveryPolicy::Wait);
     world.opened(1);
     assert!(world.nodes[1].events.contains(&NodeEvent::Diverged(lsn)), "{:?}", world.nodes[1].events);
+}
+
+/// A second hello made a stream anew, while the session stayed attached to it: when the stream was gone, the session was
+/// thought to be connected for ever. Such a session is never suspended, and so awaited by every recovery.
+#[test]
+fn a_second_hello_is_refused() {
+    let mut alone = Alone::new();
+    alone.attach(Conn(1), 100, 1);
+    let hello = Hello { version: VERSION, features: 0, cluster: None, group: None, epoch: Epoch::ZERO };
+    alone.give(Input::Client(Conn(1), ClientMessage::Hello(hello)));
+    alone.give(Input::Gone(Conn(1)));
+    assert!(!alone.core.status(Time(1)).sessions[0].connected);
 }
