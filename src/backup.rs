@@ -413,6 +413,11 @@ impl Backup {
             // The first frame of a reign: what an older, unfinished one left behind goes first. What remains was
             // certain before, though it may lie past this reign's base.
             self.go_back_to_base(out)?;
+            if self.marks.reign.node != epoch.node {
+                // A node that takes over begins without a backup: what this one was in sync with is over.
+                self.marks.in_sync = false;
+                self.in_sync = false;
+            }
             self.marks.promised = self.marks.promised.max(epoch);
             self.marks.reign = epoch;
             self.marks.base = base.max(self.appended);

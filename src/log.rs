@@ -301,6 +301,16 @@ pub struct Header {
     pub digest: Digest,
 }
 
+impl Header {
+    /// Whether any payload could go with it: only a command has one, and an empty one has the digest of nothing.
+    pub fn is_possible(&self) -> bool {
+        match self.body {
+            Body::Command => self.length > 0 || self.digest.verifies(&[]),
+            _ => self.length == 0,
+        }
+    }
+}
+
 /// An ordered record of the log: header and payload (empty unless it is a command).
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Entry {
@@ -442,7 +452,7 @@ impl Unstable {
         self.records.get(usize::try_from(index).ok()?)
     }
 
-    /// The origin of `lsn` holds its tag (or a session its system header): manifests need not name it.
+    /// The origin of `lsn` holds its tag: manifests need not name it.
     pub fn confirm(&mut self, lsn: Lsn) {
         self.unconfirmed.remove(&lsn);
     }

@@ -169,6 +169,8 @@ pub struct Primary {
 
     streams: BTreeMap<Conn, Stream>,
     attached: BTreeMap<ClientId, Conn>,
+    /// The newest incarnation that was welcomed, where the log knows an older one.
+    incarnations: BTreeMap<ClientId, u64>,
     /// Attached, and not welcome yet.
     admissions: BTreeSet<ClientId>,
     /// Sessions whose end is logged and not yet stable.

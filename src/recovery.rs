@@ -21,7 +21,7 @@ use std::ops::Range;
 use bytes::Bytes;
 
 use crate::error::{Code, Error};
-use crate::log::{Body, ClientId, Digest, Entry, Epoch, GapPolicy, Header, Lsn, Request, Time};
+use crate::log::{Body, ClientId, Digest, Entry, Epoch, GapPolicy, Header, Lsn, Origin, Request, Time};
 use crate::message::{Payloads, RecoveryStatus, Report, ReportItem};
 use crate::node::{Conn, RecoveryPolicy};
 use crate::rule::{self, Rule};
@@ -78,6 +78,8 @@ pub struct Plan {
     pub excluded: Vec<ClientId>,
     /// Lost LSNs below the end of `entries`.
     pub gaps: Vec<Range<Lsn>>,
+    /// Checksums of the replies that clients had to entries below the first gap: the state machine has to give them again.
+    pub replies: BTreeMap<Lsn, Digest>,
 }
 
 /// What a client reported, as long as its stream stands.
@@ -89,6 +91,8 @@ struct Reporter {
     stable: Lsn,
     /// Commands whose payload it has, held or in doubt.
     offered: BTreeMap<Request, (u32, Digest)>,
+    /// Checksums of the replies it had.
+    replies: BTreeMap<Lsn, Digest>,
     /// Payloads not yet asked for, and their lengths.
     wanted: BTreeMap<Request, u32>,
     /// Payloads asked for and not yet here.
@@ -112,10 +116,12 @@ pub struct Recovery {
     started: Time,
     contact: Option<Time>,
     progress: Time,
+    /// When it was last evaluated: a time that had passed by then makes no difference any more.
+    evaluated: Time,
     reporters: BTreeMap<ClientId, Reporter>,
     known: BTreeMap<Lsn, Known>,
-    /// Where a command is placed, if it is.
-    placed: BTreeMap<(ClientId, Request), Lsn>,
+    /// Where a command is placed, by whomever: at one LSN, unless somebody lies.
+    placed: BTreeMap<(ClientId, Request), BTreeSet<Lsn>>,
     /// Verified against the digest under which they were reported.
     payloads: BTreeMap<(ClientId, Request), (Digest, Bytes)>,
     excluded: BTreeSet<ClientId>,
@@ -157,6 +163,7 @@ impl Recovery {
             started: now,
             contact: None,
             progress: now,
+            evaluated: now,
             reporters: BTreeMap::new(),
             known: BTreeMap::new(),
             placed: BTreeMap::new(),
@@ -194,6 +201,7 @@ impl Recovery {
             observed: Lsn(0),
             stable: Lsn(0),
             offered: BTreeMap::new(),
+            replies: BTreeMap::new(),
             wanted: BTreeMap::new(),
             asked: BTreeMap::new(),
             vouched: BTreeSet::new(),
@@ -253,12 +261,15 @@ impl Recovery {
                     self.offer(client, request, (length, digest));
                     continue;
                 }
-                ReportItem::Held { header, .. } => {
+                ReportItem::Held { header, reply } => {
                     let own = header.origin.filter(|origin| origin.client == client);
                     let (Some(origin), Body::Command | Body::Noop) = (own, &header.body) else {
                         return Err(Error::new(Code::Protocol, "a client holds only commands of its own"));
                     };
                     self.offer(client, origin.request, (header.length, header.digest));
+                    if let (Some(reply), Some(reporter)) = (reply, self.reporters.get_mut(&client)) {
+                        reporter.replies.insert(header.lsn, reply);
+                    }
                     header
                 }
                 ReportItem::Header(header) => {
@@ -269,6 +280,9 @@ impl Recovery {
                     header
                 }
             };
+            if !header.is_possible() {
+                return Err(Error::new(Code::Protocol, format!("no entry has the header reported of {}", header.lsn)));
+            }
             if takes_part(header.epoch) && header.lsn > self.base {
                 self.vouch(header, client);
             }
@@ -305,23 +319,28 @@ impl Recovery {
             variants.push((header, BTreeSet::from([client])));
         }
         if let Some(origin) = origin {
-            self.placed.insert((origin.client, origin.request), lsn);
+            self.placed.entry((origin.client, origin.request)).or_default().insert(lsn);
             self.want(origin.client, origin.request);
         }
     }
 
-    /// Marks a payload as wanted, if a known header asks for it and its origin can supply it.
+    /// Marks a payload as wanted, if a known header asks for it and its origin can supply it. Where headers disagree it is
+    /// pulled all the same: once somebody is excluded it has to be here.
     fn want(&mut self, client: ClientId, request: Request) {
-        let placed = self.placed.get(&(client, request));
-        let Some((length, digest)) =
-            placed.and_then(|lsn| self.header(*lsn)).map(|header| (header.length, header.digest))
-        else {
-            return;
-        };
+        let Some(reporter) = self.reporters.get(&client).filter(|reporter| reporter.complete) else { return };
+        let Some((length, digest)) = reporter.offered.get(&request).copied() else { return };
+        let origin = Some(Origin { client, request });
+        let places = self.placed.get(&(client, request)).into_iter().flatten();
+        let mut headers = places.filter_map(|lsn| self.known.get(lsn)).flatten().map(|(header, _)| header);
+        let placed =
+            headers.any(|header| header.origin == origin && (header.length, header.digest) == (length, digest));
         let here = self.payloads.get(&(client, request)).is_some_and(|(have, _)| *have == digest);
-        let Some(reporter) = self.reporters.get_mut(&client).filter(|reporter| reporter.complete) else { return };
-        let offered = reporter.offered.get(&request) == Some(&(length, digest));
-        if length > 0 && !here && offered && !reporter.asked.contains_key(&request) {
+        if let Some(reporter) = self.reporters.get_mut(&client)
+            && placed
+            && length > 0
+            && !here
+            && !reporter.asked.contains_key(&request)
+        {
             reporter.wanted.insert(request, length);
         }
     }
@@ -396,18 +415,22 @@ impl Recovery {
 
     /// When to evaluate again though nothing happens.
     pub fn next_timeout(&self) -> Option<Time> {
+        self.deadlines().into_iter().flatten().filter(|at| *at > self.evaluated).min()
+    }
+
+    /// The end of the soft window, once somebody has come, and the hard cap.
+    fn deadlines(&self) -> [Option<Time>; 2] {
         let RecoveryPolicy::Conclude { soft_us, hard_us, .. } = self.policy else {
-            return None;
+            return [None, None];
         };
         let soft = self.contact.map(|contact| contact.max(self.progress).after(soft_us));
-        let hard = self.started.after(hard_us);
-        Some(soft.map_or(hard, |soft| soft.min(hard)))
+        [soft, Some(self.started.after(hard_us))]
     }
 
     fn decided(&self, now: Time, everyone: bool) -> Option<GapPolicy> {
         let by_policy = match self.policy {
             RecoveryPolicy::Conclude { gaps, .. } => {
-                let late = self.next_timeout().is_some_and(|at| now >= at);
+                let late = self.deadlines().into_iter().flatten().any(|at| now >= at);
                 (everyone || late).then_some(gaps)
             }
             RecoveryPolicy::Wait => None,
@@ -417,13 +440,17 @@ impl Recovery {
 
     /// What has to happen next, from everything that stands now.
     pub fn evaluate(&mut self, now: Time, state: &LogState) -> Next {
+        self.evaluated = now;
         if self.judging.is_some() {
             return Next::Wait;
         }
         let missing = self.awaited();
         let everyone = missing.is_empty();
         let decided = self.decided(now, everyone);
-        if (!everyone && decided.is_none()) || self.is_pulling() {
+        let [_, hard] = self.deadlines();
+        // Whoever stands there and does not send what it announced holds up a recovery no longer than the hard cap.
+        let pulling = self.is_pulling() && hard.is_none_or(|at| now < at);
+        if (!everyone && decided.is_none()) || pulling {
             return Next::Wait;
         }
         self.conflict = self.contradiction(everyone && decided.is_none());
@@ -438,6 +465,7 @@ impl Recovery {
             missing,
             excluded: self.excluded.iter().copied().collect(),
             gaps: Vec::new(),
+            replies: BTreeMap::new(),
         };
         match (walk.gaps.first().cloned(), decided) {
             (None, _) => {}
@@ -531,7 +559,7 @@ impl Recovery {
     }
 
     /// Tries the plan on the log's state: a header that was forged must not reach the log.
-    fn conclude(&mut self, plan: Plan, state: &LogState) -> Next {
+    fn conclude(&mut self, mut plan: Plan, state: &LogState) -> Next {
         let mut trial = state.outline();
         for entry in &plan.entries {
             if let Err(error) = trial.apply_header(&entry.header, None) {
@@ -542,6 +570,17 @@ impl Recovery {
             }
         }
         assert_eq!(trial.end().0, self.base.0 + plan.entries.len() as u64, "I5: the rebuild is dense");
+        // After a gap a reply may well be another one.
+        let whole = plan.gaps.first().map_or(Lsn(u64::MAX), |gap| gap.start);
+        for Header { lsn, body, origin, .. } in plan.entries.iter().map(|entry| &entry.header) {
+            let reporter = origin.and_then(|origin| self.reporters.get(&origin.client));
+            if let Some(reply) = reporter.and_then(|reporter| reporter.replies.get(lsn))
+                && *body == Body::Command
+                && *lsn < whole
+            {
+                plan.replies.insert(*lsn, *reply);
+            }
+        }
         Next::Conclude(plan)
     }
 

@@ -3,7 +3,7 @@
 
 use super::{Client, ClientOutput, Command, Live};
 use crate::client::image::CacheOp;
-use crate::log::{Digest, HEADER_COST, Level, Request, Time};
+use crate::log::{Body, Digest, HEADER_COST, Header, Level, Lsn, Origin, Request, Tag, Time};
 use crate::message::{ClientFrame, ClientMessage, FRAME_BYTES, NodeFrame, Outcome, Query, Response, Write};
 use crate::rule::{self, Rule};
 use bytes::Bytes;
@@ -72,7 +72,10 @@ impl Client {
     /// Keeps a response's reply. What the application is to hear follows once the cache has it.
     pub(super) fn on_response(&mut self, response: Response) -> Option<ClientOutput> {
         let Response { request, tag, outcome } = response;
-        let command = self.image.commands.get(&request)?;
+        let Some(command) = self.image.commands.get(&request) else {
+            self.hold_filler(request, tag);
+            return None;
+        };
         if command.reply.is_some() {
             return None;
         }
@@ -85,6 +88,21 @@ impl Client {
             Outcome::Superseded => self.keep(CacheOp::Superseded(request)),
         }
         Some(ClientOutput::Done { request, outcome, tag })
+    }
+
+    /// The tag of a number that was spent before. If it is not stable, a filler took the place of a command that a recovery
+    /// lost: nobody but this client will ever confirm that `Noop`, so its header has to be held like any other.
+    fn hold_filler(&mut self, request: Request, tag: Option<Tag>) {
+        let Some(tag) = tag.filter(|tag| tag.lsn > tag.stable && (tag.epoch, tag.lsn) > self.image.stable) else {
+            return;
+        };
+        if tag.hold_until != Some(Lsn(0)) && request <= self.image.last {
+            let client = self.image.identity.as_ref().expect("a client has an identity").client;
+            let Write { answered, digest, .. } = filler(request);
+            let (body, origin) = (Body::Noop, Some(Origin { client, request }));
+            let Tag { epoch, lsn, time, .. } = tag;
+            self.keep(CacheOp::Headers(vec![Header { epoch, lsn, body, origin, time, answered, length: 0, digest }]));
+        }
     }
 
     pub(super) fn fits_window(&self, live: &Live, request: Request, length: u64) -> bool {

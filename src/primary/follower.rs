@@ -117,7 +117,10 @@ impl Primary {
             self.depose(hello.promised, out);
             return Err(Error::new(Code::Deposed, "this primary was of an older epoch"));
         }
-        let target = match self.state.target() {
+        // Until it opens, a reign has the target it is to begin with, whatever the log names for the one before.
+        let target =
+            if matches!(self.phase, Phase::Open | Phase::Stopping) { self.state.target() } else { self.target() };
+        let target = match target {
             Target::Backup(node) if node != self.marks.node => Some(node),
             _ => None,
         };
@@ -150,7 +153,8 @@ impl Primary {
             under_way: VecDeque::new(),
             under_way_bytes: 0,
             reading: false,
-            in_sync: hello.in_sync,
+            // A mark of an older reign, with another target, says nothing about this one.
+            in_sync: hello.in_sync && target == Some(hello.node),
             granted: false,
             asked: Lsn(0),
             echo: 0,
@@ -176,6 +180,14 @@ impl Primary {
             self.advance_stable(now, out);
         }
         Ok(())
+    }
+
+    /// Another backup took the place of the one that was about to be named: its acknowledgements will not count.
+    pub(super) fn dismiss_other(&mut self, target: Target, out: &mut Vec<Output>) {
+        if self.follower.as_ref().is_some_and(|follower| Target::Backup(follower.node) != target) {
+            let why = "another backup is this primary's stability target";
+            self.refuse_follower(Error::new(Code::InvalidArgument, why), out);
+        }
     }
 
     /// Whether a log that ends at `end`, in the reign `last`, can be a prefix of this one. It may reach past the base of
@@ -204,8 +216,8 @@ impl Primary {
         };
         follower.durable = follower.durable.max(durable);
         follower.echo_seen = follower.echo_seen.max(echo);
-        let granted = in_sync && !follower.in_sync;
-        follower.in_sync |= in_sync;
+        let granted = in_sync && follower.granted && !follower.in_sync;
+        follower.in_sync |= granted;
         while follower.under_way.front().is_some_and(|(lsn, _)| *lsn <= durable) {
             follower.under_way_bytes -= follower.under_way.pop_front().map_or(0, |(_, cost)| cost);
         }
@@ -313,8 +325,9 @@ impl Primary {
 
     /// The `Config` that names the backup is on the own disk, and the grant is not sent yet.
     fn is_attaching(&self) -> bool {
-        let named = matches!(self.state.target(), Target::Backup(_)) && self.water.logged() >= self.config_lsn;
-        named && !self.counts_backup && self.follower.as_ref().is_some_and(|follower| follower.streaming)
+        let logged = self.water.logged() >= self.config_lsn;
+        let follows = |follower: &Follower| follower.streaming && self.state.target() == Target::Backup(follower.node);
+        logged && !self.counts_backup && self.follower.as_ref().is_some_and(follows)
     }
 
     /// Takes the attaching of a backup one step further.

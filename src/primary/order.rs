@@ -176,8 +176,10 @@ impl Primary {
     /// Executes the outcome of a recovery, and the `EpochStart` that ends it.
     pub(super) fn execute_plan(&mut self, now: Time, plan: Plan, start: Header, out: &mut Vec<Output>) {
         let start = Entry { header: start, payload: Bytes::new() };
-        let records = plan.entries.into_iter().chain([start]);
-        let records: Vec<Record> = records.map(|entry| Record { entry, reply: Digest::default() }).collect();
+        let Plan { entries, replies, .. } = plan;
+        let reply = |entry: &Entry| replies.get(&entry.header.lsn).copied().unwrap_or_default();
+        let records = entries.into_iter().chain([start]).map(|entry| Record { reply: reply(&entry), entry });
+        let records: Vec<Record> = records.collect();
         self.execute(now, Batch { records, ..Batch::new(Purpose::Conclusion) }, out);
     }
 
@@ -194,9 +196,12 @@ impl Primary {
             return;
         }
         let Batch { purpose, mut records, levels, asked, .. } = batch;
-        if let Err(error) = self.apply_all(&mut records, replies, purpose) {
-            self.halt(error, out);
-            return;
+        match self.apply_all(&mut records, replies, purpose) {
+            Ok(other) => out.extend(other.into_iter().map(|lsn| Output::Event(NodeEvent::Diverged(lsn)))),
+            Err(error) => {
+                self.halt(error, out);
+                return;
+            }
         }
         let head = records.last().map_or(self.water.head(), Record::lsn);
         for record in &records {
@@ -223,18 +228,24 @@ impl Primary {
         }
     }
 
-    /// Applies executed records to the log's state and notes the checksums of their replies.
-    fn apply_all(&mut self, records: &mut [Record], replies: Vec<Bytes>, purpose: Purpose) -> Result<(), Error> {
+    /// Applies executed records to the log's state and notes the checksums of their replies. Returns what was rebuilt and
+    /// answered otherwise than its client reported.
+    fn apply_all(&mut self, records: &mut [Record], replies: Vec<Bytes>, purpose: Purpose) -> Result<Vec<Lsn>, Error> {
         let mut replies = replies.into_iter();
+        let mut other = Vec::new();
         for record in records {
             let reply = (record.entry.header.body == Body::Command).then(|| replies.next().unwrap_or_default());
             if purpose != Purpose::Fetched {
-                record.reply = reply.as_ref().map(|reply| Digest::crc32(reply)).unwrap_or_default();
+                let answered = reply.as_ref().map(|reply| Digest::crc32(reply)).unwrap_or_default();
+                let reported = std::mem::replace(&mut record.reply, answered);
+                if reported.algorithm == answered.algorithm && reported != answered {
+                    other.push(record.lsn());
+                }
             }
             self.state.apply(record, reply)?;
         }
         assert!(replies.next().is_none(), "one reply for each command");
-        Ok(())
+        Ok(other)
     }
 
     /// An entry of this reign is in the log: answer it, or have it wait.
@@ -242,9 +253,10 @@ impl Primary {
         let lsn = header.lsn;
         match (&header.body, header.origin) {
             (Body::Command | Body::Noop, Some(origin)) => self.respond(origin.client, origin.request, lsn, level),
-            (Body::Config(_), _) => {
+            (Body::Config(target), _) => {
                 self.config_lsn = lsn;
                 self.config_proposed = false;
+                self.dismiss_other(*target, out);
             }
             (Body::Suspend, Some(origin)) => {
                 self.in_flight.remove(&origin.client);
@@ -255,6 +267,7 @@ impl Primary {
                 self.in_flight.remove(&origin.client);
                 self.disconnected.remove(&origin.client);
                 self.ending.remove(&origin.client);
+                self.incarnations.remove(&origin.client);
                 self.departing.insert(origin.client, lsn);
             }
             (_, Some(origin)) => {

@@ -170,6 +170,7 @@ impl Primary {
             released_logged: Lsn(0),
             streams: BTreeMap::new(),
             attached: BTreeMap::new(),
+            incarnations: BTreeMap::new(),
             admissions: BTreeSet::new(),
             departing: BTreeMap::new(),
             ending: BTreeSet::new(),
@@ -288,6 +289,11 @@ impl Primary {
         }
     }
 
+    /// The stability target the new reign begins with.
+    pub(super) fn target(&self) -> Target {
+        self.beginning.target
+    }
+
     /// Moves a running recovery on, from everything that stands now.
     pub(super) fn evaluate(&mut self, now: Time, out: &mut Vec<Output>) {
         if !matches!(self.phase, Phase::Recovering(_)) {
@@ -363,7 +369,8 @@ impl Primary {
         };
         let stable = self.water.logged() >= start && backed;
         if stable || !rule::on(Rule::OpenStableEpoch) {
-            self.counts_backup = self.follower.as_ref().is_some_and(|follower| follower.in_sync);
+            let named = matches!(self.beginning.target, Target::Backup(_));
+            self.counts_backup = named && self.follower.as_ref().is_some_and(|follower| follower.in_sync);
             // Whatever lies below was made stable with it.
             self.water.stabilize(start);
             self.unstable.release(start);

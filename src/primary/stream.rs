@@ -58,7 +58,6 @@ pub(super) struct Live {
 struct Sent {
     seq: u64,
     tags: Vec<Lsn>,
-    headers: Vec<Lsn>,
 }
 
 impl Primary {
@@ -118,7 +117,8 @@ impl Primary {
         let known = self.state.session(client).map_or(0, |session| session.info.incarnation);
         let old = self.attached.get(&client).copied();
         let attached = old.and_then(|old| self.streams.get(&old)).and_then(|stream| stream.attach.as_ref());
-        let newest = known.max(attached.map_or(0, |attach| attach.incarnation));
+        let welcomed = self.incarnations.get(&client).copied().unwrap_or_default();
+        let newest = known.max(welcomed).max(attached.map_or(0, |attach| attach.incarnation));
         if attach.incarnation < newest {
             let why = format!("incarnation {} of this cache was replaced by {newest}", attach.incarnation);
             return Err(Error::new(Code::SessionReplaced, why));
@@ -272,6 +272,7 @@ impl Primary {
     fn welcome(&mut self, conn: Conn, attach: &Attach, out: &mut Vec<Output>) {
         let client = attach.client;
         self.admissions.remove(&client);
+        self.incarnations.insert(client, attach.incarnation);
         let reigns = self.state.reigns_from(attach.oldest).to_vec();
         if self.state.lowest() == Level::Local && rolled_back(&reigns, attach.observed_epoch, attach.observed) {
             let at = reigns.iter().position(|reign| reign.epoch == attach.observed_epoch);
@@ -386,6 +387,10 @@ impl Primary {
         if !write.digest.verifies(&write.payload) {
             return Err(Error::new(Code::Protocol, format!("request {} does not have its checksum", write.request)));
         }
+        if write.withdrawn && !write.payload.is_empty() {
+            let why = format!("request {} was withdrawn, and has a payload all the same", write.request);
+            return Err(Error::new(Code::Protocol, why));
+        }
         let window = self.settings.window;
         let live = self.live_at(conn);
         if write.request > live.next || write.request == Request(u64::MAX) {
@@ -421,7 +426,7 @@ impl Primary {
             let Some(sent) = live.sent.pop_front() else {
                 break;
             };
-            for lsn in sent.tags.into_iter().chain(sent.headers) {
+            for lsn in sent.tags {
                 self.unstable.confirm(lsn);
             }
         }
@@ -506,8 +511,8 @@ impl Primary {
                 live.seq += 1;
                 (frame.seq, sent.seq) = (live.seq, live.seq);
                 if !rule::on(Rule::ConfirmByOrigin) {
-                    sent.tags.iter().chain(&sent.headers).for_each(|lsn| self.unstable.confirm(*lsn));
-                } else if !sent.tags.is_empty() || !sent.headers.is_empty() {
+                    sent.tags.iter().for_each(|lsn| self.unstable.confirm(*lsn));
+                } else if !sent.tags.is_empty() {
                     live.sent.push_back(sent);
                 }
                 out.push(Output::ToClient(conn, NodeMessage::Frame(frame)));
@@ -534,7 +539,7 @@ impl Packer {
 
     fn begin(&mut self) {
         let frame = NodeFrame { epoch: self.epoch, stable: self.stable, ..NodeFrame::default() };
-        self.frames.push((frame, Sent { seq: 0, tags: Vec::new(), headers: Vec::new() }));
+        self.frames.push((frame, Sent { seq: 0, tags: Vec::new() }));
         self.bytes = 0;
     }
 
@@ -547,12 +552,9 @@ impl Packer {
         self.frames.last_mut().expect("there is always one")
     }
 
+    /// Nobody confirms a header: a command is its origin's to confirm, and a system entry nobody's.
     fn header(&mut self, header: &Header) {
-        let (frame, sent) = self.room(0);
-        // A command is confirmed by its origin alone; a system entry by whoever holds its header.
-        if header.body != Body::Command && header.body != Body::Noop {
-            sent.headers.push(header.lsn);
-        }
+        let (frame, _) = self.room(0);
         frame.manifest.push(header.clone());
     }
 

@@ -1,0 +1,912 @@
+//! Bugs that were found by looking for them, each with its story: an interleaving, or a peer's input, that the simulator
+//! does not make. Nodes and clients are the cores on a perfect network; disks stand still, and processes die, on demand.
+
+#![allow(clippy::unwrap_used)]
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::Bytes;
+use tagalong::backup::{Backup, BackupSettings};
+use tagalong::client::{CacheImage, CacheOp, Client, ClientEvent, ClientInput, ClientOutput, ClientSettings, Identity};
+use tagalong::log::{
+    Body, ClientId, ClusterId, Digest, Epoch, EpochStart, GapPolicy, GroupId, Header, Level, Lsn, NodeId, Origin,
+    Record, Request, SessionInfo, SessionRole, Target, Time,
+};
+use tagalong::message::{
+    Attach, BackupMessage, ClientFrame, ClientMessage, Hello, NodeMessage, Outcome, Payloads, PeerHello,
+    PrimaryMessage, Report, ReportItem, Role, VERSION, Write,
+};
+use tagalong::node::{Admin, Conn, Input, NodeEvent, Output, RecoveryPolicy};
+use tagalong::primary::{Primary, PrimarySettings};
+use tagalong::recovery::{Next, Recovery, provisional_cut};
+use tagalong::session::LogState;
+use tagalong::store::Marks;
+
+enum Core {
+    Primary(Box<Primary>),
+    Backup(Box<Backup>),
+    Down,
+}
+
+/// A node. Its state machine is a list: a command is appended, its reply is the list so far.
+struct Node {
+    core: Core,
+    marks: Marks,
+    log: Vec<Record>,
+    synced: usize,
+    saves: u64,
+    list: Vec<u8>,
+    events: Vec<NodeEvent>,
+    /// Nothing more becomes durable.
+    stalled: bool,
+    /// What it sends its backup gets lost from now on, but for promises and fetches.
+    mute: bool,
+}
+
+struct Member {
+    core: Client,
+    stores: u64,
+    done: BTreeMap<Request, Outcome>,
+    events: Vec<ClientEvent>,
+    dead: bool,
+}
+
+struct World {
+    now: Time,
+    nodes: Vec<Node>,
+    clients: Vec<Member>,
+    to_nodes: VecDeque<(usize, Input)>,
+    to_clients: VecDeque<(usize, ClientInput)>,
+    /// Client streams.
+    streams: BTreeMap<Conn, (usize, usize)>,
+    /// The replication stream: from this backup to this primary.
+    link: Option<(Conn, usize, usize)>,
+    conns: u64,
+}
+
+fn settings(domain: &str) -> PrimarySettings {
+    PrimarySettings { domain: domain.to_owned(), suspend_after_us: 1_000_000, ..PrimarySettings::default() }
+}
+
+impl World {
+    /// A primary, a backup in sync, and clients.
+    fn new(clients: usize) -> Self {
+        let mut world = Self {
+            now: Time(1_000_000),
+            nodes: Vec::new(),
+            clients: Vec::new(),
+            to_nodes: VecDeque::new(),
+            to_clients: VecDeque::new(),
+            streams: BTreeMap::new(),
+            link: None,
+            conns: 0,
+        };
+        for node in [1, 2] {
+            let (cluster, group) = if node == 1 { (ClusterId(7), GroupId(8)) } else { Default::default() };
+            let marks = Marks { cluster, group, node: NodeId(node), ..Marks::default() };
+            world.nodes.push(Node {
+                core: Core::Down,
+                marks,
+                log: Vec::new(),
+                synced: 0,
+                saves: 0,
+                list: Vec::new(),
+                events: Vec::new(),
+                stalled: false,
+                mute: false,
+            });
+        }
+        world.start_primary(0, settings("east"));
+        let west = BackupSettings { domain: "west".to_owned(), primary: settings("west"), ..BackupSettings::default() };
+        let mut out = Vec::new();
+        let backup = Backup::new(west, world.nodes[1].marks.clone(), LogState::new(), world.now, &mut out).unwrap();
+        world.nodes[1].core = Core::Backup(Box::new(backup));
+        world.connect_link();
+        world.run();
+        for number in 0..clients {
+            world.add_client(number);
+        }
+        world.run();
+        assert!(world.nodes[1].marks.in_sync);
+        world
+    }
+
+    fn add_client(&mut self, number: usize) {
+        let identity = Identity {
+            client: ClientId(100 + number as u128),
+            cluster: None,
+            group: None,
+            domain: format!("rack-{number}"),
+            role: SessionRole::Writer,
+        };
+        let mut image = CacheImage::default();
+        image.apply(&CacheOp::Identity(identity));
+        let mut out = Vec::new();
+        let core = Client::new(ClientSettings::default(), image, self.now, &mut out);
+        self.clients.push(Member { core, stores: 0, done: BTreeMap::new(), events: Vec::new(), dead: false });
+        self.carry_out_client(number, out);
+        (0..self.nodes.len()).for_each(|node| self.connect(number, node));
+    }
+
+    fn connect(&mut self, client: usize, node: usize) {
+        if !self.clients[client].dead && !matches!(self.nodes[node].core, Core::Down) {
+            self.conns += 1;
+            self.streams.insert(Conn(self.conns), (client, node));
+            self.to_clients.push_back((client, ClientInput::Connected(Conn(self.conns))));
+        }
+    }
+
+    fn connect_link(&mut self) {
+        self.conns += 1;
+        self.link = Some((Conn(self.conns), 1, 0));
+        self.to_nodes.push_back((1, Input::Linked(Conn(self.conns))));
+    }
+
+    fn cut_link(&mut self) {
+        if let Some((conn, backup, primary)) = self.link.take() {
+            self.to_nodes.push_back((backup, Input::Gone(conn)));
+            self.to_nodes.push_back((primary, Input::Gone(conn)));
+        }
+        self.run();
+    }
+
+    fn cut_client(&mut self, client: usize) {
+        for (conn, (_, node)) in self.streams.clone().into_iter().filter(|(_, (at, _))| *at == client) {
+            self.streams.remove(&conn);
+            self.to_nodes.push_back((node, Input::Gone(conn)));
+            self.to_clients.push_back((client, ClientInput::Gone(conn)));
+        }
+    }
+
+    /// The client's process dies, and its cache with it.
+    fn kill_client(&mut self, client: usize) {
+        self.clients[client].dead = true;
+        self.cut_client(client);
+        self.run();
+    }
+
+    /// A node's process dies, and what was not synced is lost.
+    fn kill(&mut self, at: usize) {
+        self.to_nodes.retain(|(to, _)| *to != at);
+        let node = &mut self.nodes[at];
+        node.core = Core::Down;
+        node.log.truncate(node.synced);
+        (node.stalled, node.mute) = (false, false);
+        for (conn, (client, _)) in self.streams.clone().into_iter().filter(|(_, (_, node))| *node == at) {
+            self.streams.remove(&conn);
+            self.to_clients.push_back((client, ClientInput::Gone(conn)));
+        }
+        self.cut_link();
+    }
+
+    fn start_primary(&mut self, at: usize, settings: PrimarySettings) {
+        let node = &mut self.nodes[at];
+        (node.saves, node.list, node.events) = (0, Vec::new(), Vec::new());
+        let after = node.log.iter().filter(|record| record.lsn() > node.marks.base);
+        if let Some(cut) = provisional_cut(&node.marks, after.map(|record| &record.entry.header)) {
+            node.log.retain(|record| record.lsn() <= cut);
+        }
+        node.synced = node.log.len();
+        let mut state = LogState::new();
+        for record in &node.log {
+            let command = record.entry.header.body == Body::Command;
+            let reply = command.then(|| {
+                node.list.extend_from_slice(&record.entry.payload);
+                Bytes::copy_from_slice(&node.list)
+            });
+            state.apply(record, reply).unwrap();
+        }
+        let mut out = Vec::new();
+        let primary = Primary::new(settings, node.marks.clone(), state, self.now, &mut out).unwrap();
+        node.core = Core::Primary(Box::new(primary));
+        self.carry_out(at, out);
+        (0..self.clients.len()).for_each(|client| self.connect(client, at));
+    }
+
+    fn promote(&mut self, policy: RecoveryPolicy) {
+        self.admin(1, Admin::Promote { force: false, policy });
+    }
+
+    fn admin(&mut self, at: usize, admin: Admin) {
+        self.to_nodes.push_back((at, Input::Admin(admin)));
+        self.run();
+    }
+
+    fn carry_out(&mut self, at: usize, out: Vec<Output>) {
+        let mut more = VecDeque::from(out);
+        while let Some(output) = more.pop_front() {
+            let link = self.link;
+            let node = &mut self.nodes[at];
+            match output {
+                Output::ToClient(conn, message) => {
+                    if let Some((client, _)) = self.streams.get(&conn) {
+                        self.to_clients.push_back((*client, ClientInput::Message(conn, message)));
+                    }
+                }
+                Output::ToBackup(conn, message) => {
+                    let lost = node.mute && matches!(message, PrimaryMessage::Append { .. });
+                    if let Some((_, backup, _)) = link.filter(|(link, _, _)| *link == conn && !lost) {
+                        self.to_nodes.push_back((backup, Input::FromPrimary(conn, message)));
+                    }
+                }
+                Output::ToPrimary(conn, message) => {
+                    if let Some((_, _, primary)) = link.filter(|(link, _, _)| *link == conn) {
+                        self.to_nodes.push_back((primary, Input::FromBackup(conn, message)));
+                    }
+                }
+                Output::Close(conn) if link.is_some_and(|(link, _, _)| link == conn) => {
+                    let (_, backup, primary) = self.link.take().unwrap();
+                    self.to_nodes.push_back((backup, Input::Gone(conn)));
+                    self.to_nodes.push_back((primary, Input::Gone(conn)));
+                }
+                Output::Close(conn) => {
+                    if let Some((client, _)) = self.streams.remove(&conn) {
+                        self.to_clients.push_back((client, ClientInput::Gone(conn)));
+                        self.to_nodes.push_back((at, Input::Gone(conn)));
+                    }
+                }
+                Output::Append(records) => {
+                    node.log.extend(records);
+                    if !node.stalled {
+                        node.synced = node.log.len();
+                        self.to_nodes.push_back((at, Input::Persisted(Lsn(node.synced as u64))));
+                    }
+                }
+                Output::Truncate(last) => {
+                    node.log.retain(|record| record.lsn() <= last);
+                    node.synced = node.log.len();
+                }
+                Output::SaveMarks(marks) => {
+                    node.marks = marks;
+                    node.saves += 1;
+                    self.to_nodes.push_back((at, Input::MarksSaved(node.saves)));
+                }
+                Output::Execute { commands, queries } => {
+                    let replies = commands.iter().map(|entry| {
+                        node.list.extend_from_slice(&entry.payload);
+                        Bytes::copy_from_slice(&node.list)
+                    });
+                    let replies = replies.collect();
+                    let results = queries.iter().map(|_| Bytes::copy_from_slice(&node.list)).collect();
+                    self.to_nodes.push_front((at, Input::Executed { replies, results }));
+                }
+                Output::Read { conn, from, .. } => {
+                    let records = node.log.iter().filter(|record| record.lsn() >= from).take(3).cloned().collect();
+                    self.to_nodes.push_back((at, Input::Read { conn, records }));
+                }
+                Output::Judge { entries, .. } => {
+                    self.to_nodes.push_back((at, Input::Judged(vec![true; entries.len()])));
+                }
+                Output::AdminDone(done) => done.unwrap(),
+                Output::Event(event) => node.events.push(event),
+                Output::Promote => {
+                    let Core::Backup(backup) = std::mem::replace(&mut node.core, Core::Down) else { panic!() };
+                    let mut out = Vec::new();
+                    let primary = backup.into_primary(self.now, &mut out);
+                    node.core = Core::Primary(Box::new(primary));
+                    more.extend(out);
+                }
+                Output::Halt(error) => panic!("node {at} halted: {error}"),
+            }
+        }
+    }
+
+    fn carry_out_client(&mut self, at: usize, out: Vec<ClientOutput>) {
+        for output in out {
+            let client = &mut self.clients[at];
+            match output {
+                ClientOutput::Send(conn, message) => {
+                    if let Some((_, node)) = self.streams.get(&conn) {
+                        self.to_nodes.push_back((*node, Input::Client(conn, message)));
+                    }
+                }
+                ClientOutput::Close(conn) => {
+                    if let Some((_, node)) = self.streams.remove(&conn) {
+                        self.to_nodes.push_back((node, Input::Gone(conn)));
+                        self.to_clients.push_back((at, ClientInput::Gone(conn)));
+                    }
+                }
+                ClientOutput::Store(_) => {
+                    client.stores += 1;
+                    self.to_clients.push_back((at, ClientInput::Stored(client.stores)));
+                }
+                ClientOutput::Done { request, outcome, .. } => {
+                    assert!(client.done.insert(request, outcome).is_none(), "I6: one outcome");
+                }
+                ClientOutput::Event(event) => client.events.push(event),
+                ClientOutput::Failed(error) => panic!("client {at}: {error}"),
+                ClientOutput::Result { .. }
+                | ClientOutput::Flushed(_)
+                | ClientOutput::Endpoints(_)
+                | ClientOutput::Closed => {}
+            }
+        }
+    }
+
+    fn step_node(&mut self, at: usize, input: Input) {
+        let mut out = Vec::new();
+        match &mut self.nodes[at].core {
+            Core::Primary(core) => core.step(self.now, input, &mut out),
+            Core::Backup(core) => core.step(self.now, input, &mut out),
+            Core::Down => {}
+        }
+        self.carry_out(at, out);
+    }
+
+    fn step_client(&mut self, at: usize, input: ClientInput) {
+        let mut out = Vec::new();
+        if !self.clients[at].dead {
+            self.clients[at].core.step(self.now, input, &mut out);
+        }
+        self.carry_out_client(at, out);
+    }
+
+    /// Delivers everything, flushes everybody, and moves the clock, for two seconds.
+    fn run(&mut self) {
+        for _ in 0..200 {
+            for _ in 0..10_000 {
+                if let Some((at, input)) = self.to_nodes.pop_front() {
+                    self.step_node(at, input);
+                } else if let Some((at, input)) = self.to_clients.pop_front() {
+                    self.step_client(at, input);
+                } else {
+                    (0..self.nodes.len()).for_each(|at| self.step_node(at, Input::Flush));
+                    (0..self.clients.len()).for_each(|at| self.step_client(at, ClientInput::Flush));
+                    if self.to_nodes.is_empty() && self.to_clients.is_empty() {
+                        break;
+                    }
+                }
+            }
+            self.now = self.now.after(10_000);
+            (0..self.nodes.len()).for_each(|at| self.step_node(at, Input::Tick));
+            (0..self.clients.len()).for_each(|at| self.step_client(at, ClientInput::Tick));
+        }
+    }
+
+    fn write(&mut self, client: usize, text: &str, level: Level) -> Request {
+        let request = self.clients[client].core.write(Bytes::copy_from_slice(text.as_bytes()), level).unwrap();
+        self.run();
+        request
+    }
+
+    fn query(&mut self, client: usize) {
+        self.clients[client].core.query(Bytes::new(), Level::Local).unwrap();
+        self.run();
+    }
+
+    fn acknowledged(&self, client: usize, request: Request) -> bool {
+        matches!(self.clients[client].done.get(&request), Some(Outcome::Reply(_)))
+    }
+
+    fn primary(&self, at: usize) -> &Primary {
+        match &self.nodes[at].core {
+            Core::Primary(primary) => primary,
+            _ => panic!("node {at} is no primary"),
+        }
+    }
+
+    fn is_open(&self, at: usize) -> bool {
+        self.primary(at).status(self.now).status.role == Role::Primary
+    }
+
+    fn opened(&self, at: usize) -> EpochStart {
+        let opened = self.nodes[at].events.iter().rev().find_map(|event| match event {
+            NodeEvent::Opened { report, .. } => Some((**report).clone()),
+            _ => None,
+        });
+        opened.unwrap_or_else(|| panic!("node {at} is not open: {:?}", self.primary(at).status(self.now).recovery))
+    }
+
+    fn list(&self, at: usize) -> String {
+        String::from_utf8(self.nodes[at].list.clone()).unwrap()
+    }
+}
+
+/// A number whose acknowledged command a recovery lost is spent on a filler, which the new reign orders as a `Noop`. The
+/// client had nothing to hold of it, threw its tag away, and confirmed the frame all the same: so nobody was given the
+/// header any more, and the next recovery found a gap below what others had observed, with everybody there.
+#[test]
+fn the_filler_of_a_superseded_number_is_held() {
+    let mut world = World::new(3);
+    let (a, x, z) = (0, 1, 2);
+    world.cut_link();
+    world.write(z, "z", Level::Tagged);
+    // The client has the tag of "p" and no reply, and the reply of "q". "z" is lost with its client.
+    let p = world.write(a, "p", Level::Stable);
+    let q = world.write(a, "q", Level::Tagged);
+    assert!(!world.acknowledged(a, p) && world.acknowledged(a, q));
+    world.kill_client(z);
+    world.kill(0);
+    world.promote(RecoveryPolicy::Wait);
+    world.nodes[1].stalled = false;
+    world.to_nodes.push_back((1, Input::Admin(Admin::Resolve(GapPolicy::Stop))));
+    // As soon as the reign is open its disk stands still: what follows is in the clients' hands.
+    while !world.is_open(1) {
+        let (at, input) = world.to_nodes.pop_front().unwrap_or((1, Input::Flush));
+        world.step_node(at, input);
+    }
+    world.nodes[1].stalled = true;
+    world.run();
+    let lost = |event: &ClientEvent| matches!(event, ClientEvent::Superseded { request, .. } if *request == q);
+    assert!(world.clients[a].events.iter().any(lost), "the first recovery was lossy, and said so");
+    let request = world.write(x, "x", Level::Tagged);
+    assert!(world.acknowledged(x, request));
+    // The second recovery has everybody who wrote anything in this reign.
+    world.kill(1);
+    world.start_primary(1, settings("west"));
+    world.run();
+    let report = world.opened(1);
+    assert_eq!((report.missing, report.gaps, report.policy), (vec![], vec![], None));
+    assert!(world.list(1).ends_with('x'), "{}", world.list(1));
+}
+
+/// A service is restarted with `log_before_send` where it did not have it before. The restart concludes, its `EpochStart`
+/// reaches the own disk and not the backup's, and the node dies. Its log now says that the reign logged before it sent, so
+/// it went on in it, without a roll call and without the backup: it opened a reign that was not stable, the clients let go
+/// of what they held for the reign before, and with the primary's site that was gone for good.
+#[test]
+fn a_reign_that_never_opened_is_not_gone_on_with() {
+    let mut world = World::new(1);
+    world.cut_link();
+    let b = world.write(0, "b", Level::Tagged);
+    assert!(world.acknowledged(0, b));
+    let logs_first = PrimarySettings { log_before_send: true, ..settings("east") };
+    world.kill(0);
+    world.start_primary(0, logs_first.clone());
+    world.nodes[0].mute = true;
+    world.connect_link();
+    world.run();
+    assert!(!world.is_open(0), "the backup does not have the EpochStart");
+    assert!(matches!(world.nodes[0].log.last().unwrap().entry.header.body, Body::EpochStart(_)));
+    world.kill(0);
+    world.start_primary(0, logs_first);
+    world.run();
+    // The site is lost, and nothing ever reached the backup.
+    world.kill(0);
+    world.promote(RecoveryPolicy::Wait);
+    world.opened(1);
+    assert_eq!(world.list(1), "b", "it was acknowledged, and its client lives");
+}
+
+/// A system entry was confirmed by whoever was the first to hold its header. That may be a reader: when it dies with its
+/// cache, the entry is a gap below writes whose authors all live.
+#[test]
+fn a_system_entry_does_not_rest_on_one_reader() {
+    let mut world = World::new(3);
+    let (writer, reader, quiet) = (0, 1, 2);
+    world.cut_link();
+    world.cut_client(quiet);
+    world.clients[quiet].dead = true;
+    world.run();
+    let last = world.nodes[0].log.last().unwrap().entry.header.clone();
+    assert_eq!(last.body, Body::Suspend, "the delta begins with a system entry");
+    world.query(reader);
+    let w = world.write(writer, "w", Level::Tagged);
+    assert!(world.acknowledged(writer, w));
+    world.kill_client(reader);
+    world.kill(0);
+    world.clients[quiet].dead = false;
+    world.promote(RecoveryPolicy::Wait);
+    world.connect(quiet, 1);
+    world.admin(1, Admin::Resolve(GapPolicy::Stop));
+    let report = world.opened(1);
+    assert_eq!(report.missing, [ClientId(101)]);
+    assert_eq!(world.list(1), "w", "its author lives");
+}
+
+fn hello(node: u64, end: u64, last: Epoch, in_sync: bool) -> BackupMessage {
+    BackupMessage::Hello(PeerHello {
+        version: VERSION,
+        features: 0,
+        cluster: None,
+        group: None,
+        node: NodeId(node),
+        domain: "west".to_owned(),
+        endpoint: String::new(),
+        end: Lsn(end),
+        last,
+        promised: last,
+        in_sync,
+    })
+}
+
+/// A primary alone, with a perfect disk; what it sends is kept.
+struct Alone {
+    core: Primary,
+    saves: u64,
+    log: Vec<Record>,
+    sent: Vec<Output>,
+}
+
+impl Alone {
+    fn new() -> Self {
+        let marks = Marks { cluster: ClusterId(7), group: GroupId(8), node: NodeId(1), ..Marks::default() };
+        let mut out = Vec::new();
+        let core = Primary::new(settings("east"), marks, LogState::new(), Time(1), &mut out).unwrap();
+        let mut alone = Self { core, saves: 0, log: Vec::new(), sent: Vec::new() };
+        alone.carry_out(out);
+        alone.give(Input::Flush);
+        alone
+    }
+
+    fn give(&mut self, input: Input) {
+        let mut out = Vec::new();
+        self.core.step(Time(1_000_000), input, &mut out);
+        self.carry_out(out);
+    }
+
+    fn carry_out(&mut self, out: Vec<Output>) {
+        for output in out {
+            match output {
+                Output::Append(records) => {
+                    assert!(records.iter().all(Record::is_intact), "a log takes only what is intact: {records:?}");
+                    self.log.extend(records);
+                    self.give(Input::Persisted(self.end()));
+                }
+                Output::Read { conn, from, .. } => {
+                    let records = self.log.iter().filter(|record| record.lsn() >= from).cloned().collect();
+                    self.give(Input::Read { conn, records });
+                }
+                Output::SaveMarks(_) => {
+                    self.saves += 1;
+                    self.give(Input::MarksSaved(self.saves));
+                }
+                Output::Execute { commands, queries } => {
+                    let (replies, results) = (vec![Bytes::new(); commands.len()], vec![Bytes::new(); queries.len()]);
+                    self.give(Input::Executed { replies, results });
+                }
+                Output::Halt(error) => panic!("halted: {error}"),
+                other => self.sent.push(other),
+            }
+        }
+    }
+
+    fn end(&self) -> Lsn {
+        Lsn(self.log.len() as u64)
+    }
+
+    fn was_granted(&self, to: Conn) -> bool {
+        let grant =
+            |output: &Output| matches!(output, Output::ToBackup(conn, PrimaryMessage::Grant { .. }) if *conn == to);
+        self.sent.iter().any(grant)
+    }
+
+    fn attach(&mut self, conn: Conn, client: u128, incarnation: u64) {
+        let hello = Hello { version: VERSION, features: 0, cluster: None, group: None, epoch: Epoch::ZERO };
+        let attach = Attach {
+            epoch: self.core.epoch(),
+            client: ClientId(client),
+            incarnation,
+            domain: "rack".to_owned(),
+            role: SessionRole::Writer,
+            fresh: true,
+            from: Request(1),
+            oldest: Epoch::ZERO,
+            observed_epoch: Epoch::ZERO,
+            observed: Lsn(0),
+        };
+        self.give(Input::Client(conn, ClientMessage::Hello(hello)));
+        self.give(Input::Client(conn, ClientMessage::Attach(attach)));
+        self.give(Input::Flush);
+    }
+
+    fn was_refused(&self, to: Conn) -> bool {
+        let refused =
+            |output: &Output| matches!(output, Output::ToClient(conn, NodeMessage::Refused(_)) if *conn == to);
+        self.sent.iter().any(refused)
+    }
+}
+
+/// Two backups dial a primary that has none. The first is about to be named the stability target when the second takes
+/// the place on the replication stream: the `Config` named the one, and the grant went to the other. Both then held an
+/// in-sync mark in turn, and the one whose acknowledgements did not count could be promoted all the same.
+#[test]
+fn the_grant_goes_to_the_backup_that_was_named() {
+    let mut alone = Alone::new();
+    let epoch = alone.core.epoch();
+    let (one, other) = (Conn(1), Conn(2));
+    alone.give(Input::FromBackup(one, hello(2, 0, Epoch::ZERO, false)));
+    alone.give(Input::Flush);
+    alone.sent.clear();
+    // It has everything: its `Config` waits for the next flush.
+    let ack = |durable| BackupMessage::Ack { epoch, durable, echo: 0, in_sync: false };
+    alone.give(Input::FromBackup(one, ack(alone.end())));
+    alone.give(Input::FromBackup(other, hello(3, 0, Epoch::ZERO, false)));
+    for _ in 0..3 {
+        alone.give(Input::Flush);
+        alone.give(Input::FromBackup(other, ack(alone.end())));
+    }
+    assert_eq!(alone.core.state().target(), Target::Backup(NodeId(2)));
+    assert!(!alone.was_granted(other), "another one is the target");
+    // The one that was named comes back, and is.
+    let back = Conn(3);
+    alone.give(Input::FromBackup(back, hello(2, 1, epoch, false)));
+    for _ in 0..3 {
+        alone.give(Input::Flush);
+        alone.give(Input::FromBackup(back, ack(alone.end())));
+    }
+    assert!(alone.was_granted(back));
+}
+
+/// An in-sync mark of an older reign says nothing about this one: after a forced promotion of another node, the former
+/// stability target follows it. Its old mark kept it from ever being attached (it seemed to be in sync already)...
+#[test]
+fn an_old_in_sync_mark_does_not_keep_a_backup_from_being_attached() {
+    let mut alone = Alone::new();
+    let epoch = alone.core.epoch();
+    let backup = Conn(1);
+    alone.give(Input::FromBackup(backup, hello(2, 1, epoch, true)));
+    for _ in 0..3 {
+        alone.give(Input::Flush);
+        let ack = BackupMessage::Ack { epoch, durable: alone.end(), echo: 0, in_sync: true };
+        alone.give(Input::FromBackup(backup, ack));
+    }
+    assert_eq!(alone.core.state().target(), Target::Backup(NodeId(2)));
+    assert!(alone.was_granted(backup));
+}
+
+/// ...and let it be promoted without force, although it lacked what the new reign had acknowledged and released.
+#[test]
+fn a_mark_of_being_in_sync_ends_with_another_nodes_reign() {
+    let (old, new) =
+        (Epoch { generation: 0, number: 1, node: NodeId(1) }, Epoch { generation: 1, number: 2, node: NodeId(3) });
+    let header = Header {
+        epoch: old,
+        lsn: Lsn(1),
+        body: Body::EpochStart(Box::default()),
+        origin: None,
+        time: Time(1),
+        answered: Request(0),
+        length: 0,
+        digest: Digest::default(),
+    };
+    let mut state = LogState::new();
+    state.apply_header(&header, None).unwrap();
+    let (cluster, group, node) = (ClusterId(7), GroupId(8), NodeId(2));
+    let marks = Marks { cluster, group, node, promised: old, reign: old, in_sync: true, ..Marks::default() };
+    let west = BackupSettings { domain: "west".to_owned(), primary: settings("west"), ..BackupSettings::default() };
+    let mut out = Vec::new();
+    let mut backup = Backup::new(west, marks, state, Time(1), &mut out).unwrap();
+    let link = Conn(1);
+    backup.step(Time(1), Input::Linked(link), &mut out);
+    let welcome =
+        PrimaryMessage::Welcome { version: VERSION, cluster, group, node: NodeId(3), endpoint: String::new() };
+    backup.step(Time(1), Input::FromPrimary(link, welcome), &mut out);
+    let append = PrimaryMessage::Append { epoch: new, base: Lsn(1), stable: Lsn(9), echo: 0, records: Vec::new() };
+    backup.step(Time(1), Input::FromPrimary(link, append), &mut out);
+    backup.step(Time(1), Input::MarksSaved(1), &mut out);
+    out.clear();
+    let promote = Admin::Promote { force: false, policy: RecoveryPolicy::Wait };
+    backup.step(Time(1), Input::Admin(promote), &mut out);
+    assert!(matches!(out[..], [Output::AdminDone(Err(_))]), "it was never in sync with {new}: {out:?}");
+}
+
+/// A withdrawn command has no payload. One that has became a `Noop` with a payload: the primary took it, and no backup
+/// would ever take it from the primary (nor the primary itself from its disk), so that `stable` stood still for good.
+#[test]
+fn a_withdrawn_command_with_a_payload_is_refused() {
+    let mut alone = Alone::new();
+    let conn = Conn(1);
+    alone.attach(conn, 100, 1);
+    let payload = Bytes::from_static(b"x");
+    let write = Write {
+        request: Request(1),
+        answered: Request(0),
+        level: Level::Local,
+        withdrawn: true,
+        digest: Digest::crc32(&payload),
+        payload,
+    };
+    let frame = ClientFrame { epoch: alone.core.epoch(), writes: vec![write], ..ClientFrame::default() };
+    alone.give(Input::Client(conn, ClientMessage::Frame(frame)));
+    alone.give(Input::Flush);
+    assert!(alone.was_refused(conn));
+}
+
+const A: ClientId = ClientId(1);
+const LIAR: ClientId = ClientId(2);
+
+fn reign() -> Epoch {
+    Epoch { generation: 0, number: 1, node: NodeId(1) }
+}
+
+fn header(lsn: u64, body: Body, origin: Option<Origin>, payload: &[u8]) -> Header {
+    let command = body == Body::Command;
+    Header {
+        epoch: reign(),
+        lsn: Lsn(lsn),
+        body,
+        origin,
+        time: Time(lsn),
+        answered: Request(0),
+        length: u32::try_from(payload.len()).unwrap(),
+        digest: if command { Digest::crc32(payload) } else { Digest::default() },
+    }
+}
+
+/// A log with two sessions, and its roll call.
+fn roll_call(policy: RecoveryPolicy) -> (LogState, Recovery) {
+    let mut state = LogState::new();
+    let start = Body::EpochStart(Box::default());
+    state.apply_header(&header(1, start, None, b""), None).unwrap();
+    for (lsn, client) in [(2, A), (3, LIAR)] {
+        let origin = Some(Origin { client, request: Request(0) });
+        state.apply_header(&header(lsn, Body::Open(SessionInfo::default()), origin, b""), None).unwrap();
+    }
+    let mut recovery = Recovery::new(&state, true, policy, 1 << 20, Time(0));
+    recovery.begin(Time(0), A, Conn(1));
+    recovery.begin(Time(0), LIAR, Conn(2));
+    (state, recovery)
+}
+
+fn report(items: Vec<ReportItem>, observed: u64) -> Report {
+    let epoch = Epoch { generation: 0, number: 2, node: NodeId(2) };
+    Report { epoch, items, observed: (reign(), Lsn(observed)), stable: (reign(), Lsn(0)), end: true }
+}
+
+fn command(lsn: u64, payload: &[u8]) -> Header {
+    header(lsn, Body::Command, Some(Origin { client: A, request: Request(1) }), payload)
+}
+
+/// Supplies whatever is asked of `A`, and tells how the recovery goes on.
+fn answer_pulls(recovery: &mut Recovery, state: &LogState) -> Next {
+    for (conn, requests) in recovery.pulls() {
+        assert_eq!(conn, Conn(1));
+        let items = requests.into_iter().map(|request| (request, Bytes::from_static(b"true"))).collect();
+        recovery.payloads(Time(1), A, Payloads { epoch: Epoch::ZERO, items }).unwrap();
+    }
+    recovery.evaluate(Time(1), state)
+}
+
+/// Two headers for one LSN are a contradiction, and an operator excludes who lied. The payload of the true one was not
+/// pulled while there were two, and never was afterwards: the acknowledged write of a client that stood there with its
+/// payload in its hands had become a gap.
+#[test]
+fn what_the_exclusion_of_a_liar_leaves_is_pulled() {
+    let (state, mut recovery) = roll_call(RecoveryPolicy::Wait);
+    recovery.report(Time(0), LIAR, report(vec![ReportItem::Header(command(4, b"false"))], 0)).unwrap();
+    let held = ReportItem::Held { header: command(4, b"true"), reply: None };
+    recovery.report(Time(0), A, report(vec![held], 4)).unwrap();
+    assert_eq!(answer_pulls(&mut recovery, &state), Next::Wait);
+    assert_eq!(recovery.status().accused, [LIAR, A]);
+    recovery.exclude(LIAR);
+    let Next::Conclude(plan) = answer_pulls(&mut recovery, &state) else { panic!("{:?}", recovery.status()) };
+    assert_eq!(plan.entries[0].payload, "true");
+}
+
+/// One client places another's command where it never was. Only the last place was remembered, so the payload was not
+/// pulled for the true one: a gap, and nobody accused.
+#[test]
+fn a_command_that_is_placed_twice_is_pulled_for_both() {
+    let (state, mut recovery) = roll_call(RecoveryPolicy::Wait);
+    let held = ReportItem::Held { header: command(4, b"true"), reply: None };
+    let first = Report { end: false, ..report(vec![held], 4) };
+    recovery.report(Time(0), A, first).unwrap();
+    recovery.report(Time(0), LIAR, report(vec![ReportItem::Header(command(9, b"false"))], 0)).unwrap();
+    recovery.report(Time(0), A, report(vec![], 4)).unwrap();
+    let Next::Conclude(plan) = answer_pulls(&mut recovery, &state) else { panic!("{:?}", recovery.status()) };
+    assert_eq!(plan.entries[0].payload, "true");
+}
+
+/// Headers that no entry can have (a system entry of some length, an empty command with the digest of another) got into
+/// the log, from where no backup takes them.
+#[test]
+fn a_header_that_no_entry_can_have_is_refused() {
+    let origin = Some(Origin { client: A, request: Request(1) });
+    let long = Header { length: 3, ..header(4, Body::Suspend, origin, b"") };
+    let empty = Header { digest: Digest::crc32(b"other"), ..command(4, b"") };
+    for forged in [long, empty] {
+        let (_, mut recovery) = roll_call(RecoveryPolicy::Wait);
+        assert!(recovery.report(Time(0), LIAR, report(vec![ReportItem::Header(forged)], 4)).is_err());
+    }
+}
+
+/// The hard cap of `Conclude` is "in any case". A client that reports, stays connected, and never sends the payload it
+/// was asked for held it up for ever; and while it did, the time asked for lay in the past, so that the node's thread
+/// did nothing but tick.
+#[test]
+fn the_hard_cap_does_not_wait_for_a_payload() {
+    let policy = RecoveryPolicy::Conclude { gaps: GapPolicy::Stop, soft_us: 1_000, hard_us: 5_000 };
+    let (state, mut recovery) = roll_call(policy);
+    recovery.report(Time(0), LIAR, report(vec![], 0)).unwrap();
+    let held = ReportItem::Held { header: command(4, b"true"), reply: None };
+    recovery.report(Time(0), A, report(vec![held], 4)).unwrap();
+    assert_eq!(recovery.pulls().len(), 1);
+    assert_eq!(recovery.evaluate(Time(2_000), &state), Next::Wait, "it may still be on its way");
+    assert_eq!(recovery.next_timeout(), Some(Time(5_000)));
+    let Next::Conclude(plan) = recovery.evaluate(Time(5_000), &state) else { panic!("{:?}", recovery.status()) };
+    assert!(plan.entries.is_empty());
+    assert_eq!((plan.policy, plan.observed), (Some(GapPolicy::Stop), Lsn(4)), "and it is named");
+}
+
+/// A conflict waits for an operator, whatever the time is: no timeout is asked for that has passed already.
+#[test]
+fn a_conflict_past_the_cap_asks_for_no_more_ticks() {
+    let policy = RecoveryPolicy::Conclude { gaps: GapPolicy::Stop, soft_us: 1_000, hard_us: 5_000 };
+    let (state, mut recovery) = roll_call(policy);
+    for (client, payload) in [(A, b"true"), (LIAR, b"lies")] {
+        recovery.report(Time(0), client, report(vec![ReportItem::Header(command(4, payload))], 0)).unwrap();
+    }
+    assert_eq!(recovery.evaluate(Time(6_000), &state), Next::Wait);
+    assert_eq!(recovery.status().phase, "conflict");
+    assert_eq!(recovery.next_timeout(), None);
+}
+
+/// An absurd `observed` made the status overflow, and with it the node's thread panic in a build that checks.
+#[test]
+fn an_absurd_report_can_be_shown() {
+    let (_, mut recovery) = roll_call(RecoveryPolicy::Wait);
+    recovery.report(Time(0), LIAR, report(vec![], u64::MAX)).unwrap();
+    assert!(recovery.status().lost_by_stop > 0);
+}
+
+/// Once a newer process has opened the cache an older one is refused, and not only while the newer one is connected: it
+/// would give numbers to commands that the newer one has given to others, and take their replies for its own.
+#[test]
+fn an_older_incarnation_is_refused_for_good() {
+    let mut alone = Alone::new();
+    alone.attach(Conn(1), 100, 1);
+    alone.attach(Conn(2), 100, 2);
+    alone.give(Input::Gone(Conn(2)));
+    alone.sent.clear();
+    alone.attach(Conn(3), 100, 1);
+    assert!(alone.was_refused(Conn(3)));
+}
+
+/// The log of a node that was promoted by force names another one as the stability target: the backup that was in sync
+/// with the lost primary. It was let in while the promoted node still recovered, and its mark was counted: the new reign,
+/// whose target is the own disk, then waited for the acknowledgements of a backup it had never attached, and called stable
+/// what its own disk, which is all that a restart asks, did not have.
+#[test]
+fn a_reign_on_the_own_disk_counts_no_backup() {
+    let new = NodeId(3);
+    let start = EpochStart { target: Target::Backup(NodeId(2)), ..EpochStart::default() };
+    let mut state = LogState::new();
+    state.apply_header(&header(1, Body::EpochStart(Box::new(start)), None, b""), None).unwrap();
+    let promised = Epoch { generation: 1, number: 2, node: new };
+    let base = Lsn(1);
+    let marks = Marks {
+        cluster: ClusterId(7),
+        group: GroupId(8),
+        node: new,
+        promised,
+        reign: promised,
+        base,
+        ..Marks::default()
+    };
+    let mut out = Vec::new();
+    let mut core = Primary::new(settings("south"), marks, state, Time(1), &mut out).unwrap();
+    core.step(Time(1), Input::MarksSaved(1), &mut out);
+    out.clear();
+    core.step(Time(1), Input::FromBackup(Conn(1), hello(2, 1, reign(), true)), &mut out);
+    let refused = |output: &Output| matches!(output, Output::ToBackup(_, PrimaryMessage::Refused(_)));
+    assert!(out.iter().any(refused), "it recovers for itself: {out:?}");
+}
+
+/// A report carries the checksums of the replies its client had, and `NodeEvent::Diverged` was there to tell when a rebuilt
+/// command was answered otherwise; but nobody compared them.
+#[test]
+fn a_rebuilt_command_that_is_answered_otherwise_is_told() {
+    let mut world = World::new(1);
+    world.cut_link();
+    world.write(0, "a", Level::Tagged);
+    let lsn = world.nodes[0].log.last().unwrap().lsn();
+    world.kill(0);
+    // The backup's state machine is not the primary's.
+    world.nodes[1].list.push(b'?');
+    world.promote(RecoveryPolicy::Wait);
+    world.opened(1);
+    assert!(world.nodes[1].events.contains(&NodeEvent::Diverged(lsn)), "{:?}", world.nodes[1].events);
+}
+
+/// A second hello made a stream anew, while the session stayed attached to it: when the stream was gone, the session was
+/// thought to be connected for ever. Such a session is never suspended, and so awaited by every recovery.
+#[test]
+fn a_second_hello_is_refused() {
+    let mut alone = Alone::new();
+    alone.attach(Conn(1), 100, 1);
+    let hello = Hello { version: VERSION, features: 0, cluster: None, group: None, epoch: Epoch::ZERO };
+    alone.give(Input::Client(Conn(1), ClientMessage::Hello(hello)));
+    alone.give(Input::Gone(Conn(1)));
+    assert!(!alone.core.status(Time(1)).sessions[0].connected);
+}
