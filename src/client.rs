@@ -29,10 +29,10 @@ mod traffic;
 
 pub use image::{CacheImage, CacheOp, Command, Identity, Verdict, verdict};
 
+/// The largest command taken before a service has said what it takes.
+const COMMAND_BYTES_FIRST: u64 = 1 << 20;
 /// Items in one part of a report.
-const REPORT_ITEMS: usize = 1024;
-/// Bytes of payload in one answer to a pull, and of commands in one frame.
-const FRAME_BYTES: u64 = 256 << 10;
+pub(crate) const REPORT_ITEMS: usize = 1024;
 
 /// How a client behaves. Plain data; every bound is in the unit its name ends in.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -184,6 +184,8 @@ struct Asking {
     payload: Bytes,
     level: Level,
     sent: bool,
+    /// Nobody waits for the result any more.
+    forgotten: bool,
 }
 
 /// The stream on which the session is, or is to be.
@@ -253,7 +255,7 @@ impl Client {
             last_query: 0,
             flushes: BTreeMap::new(),
             last_flush: 0,
-            command_bytes_max: u64::from(u32::MAX),
+            command_bytes_max: COMMAND_BYTES_FIRST,
             nodes: BTreeMap::new(),
             session: None,
             confirm_due: None,
@@ -374,17 +376,17 @@ impl Client {
             return Err(Error::new(Code::Busy, format!("{} queries are under way", self.asking.len())));
         }
         self.last_query += 1;
-        self.asking.insert(self.last_query, Asking { payload, level, sent: false });
+        self.asking.insert(self.last_query, Asking { payload, level, sent: false, forgotten: false });
         Ok(self.last_query)
     }
 
-    /// Forgets a query nobody waits for any more. `false` if it was sent, and its result is still to come.
-    pub fn forget_query(&mut self, id: u64) -> bool {
-        let unsent = self.asking.get(&id).is_some_and(|asking| !asking.sent);
-        if unsent {
-            self.asking.remove(&id);
+    /// Forgets a query nobody waits for any more. One that is under way takes its place among `queries_max` until it is
+    /// answered or its stream ends; it is not asked again.
+    pub fn forget_query(&mut self, id: u64) {
+        match self.asking.get_mut(&id) {
+            Some(asking) if asking.sent => asking.forgotten = true,
+            _ => drop(self.asking.remove(&id)),
         }
-        unsent
     }
 
     /// Whether the outcome of this request is still to come.
@@ -398,6 +400,11 @@ impl Client {
         self.last_flush += 1;
         self.flushes.insert(self.last_flush, self.last);
         self.last_flush
+    }
+
+    /// Forgets a flush nobody waits for any more.
+    pub fn forget_flush(&mut self, token: u64) {
+        self.flushes.remove(&token);
     }
 
     /// Ends the session once everything is answered and stable. No further calls are accepted.

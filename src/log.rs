@@ -475,7 +475,7 @@ impl Unstable {
         let skip = usize::try_from(from.0.saturating_sub(self.first.0)).unwrap_or(usize::MAX);
         let mut left = bytes_max;
         let mut out = Vec::new();
-        for record in self.records.iter().skip(skip) {
+        for record in self.records.range(skip.min(self.records.len())..) {
             if !out.is_empty() && record.cost() > left {
                 break;
             }

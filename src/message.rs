@@ -29,6 +29,10 @@ pub const FEATURES: u64 = 0;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Conn(pub u64);
 
+/// About how many bytes one frame, or one answer to a pull, takes: what is more goes into the next. A single payload or
+/// reply may be larger.
+pub const FRAME_BYTES: u64 = 256 << 10;
+
 /// A node's role as it tells clients and operators.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]

@@ -46,6 +46,9 @@ pub use client::{
 pub use node::NodeEvents;
 pub use primary::{Opened, Primary, PrimaryBuilder, Recovery};
 
+/// What may travel in one message with the largest command or result.
+const JOINED_BYTES: usize = 2 << 20;
+
 /// How streams are dialled and kept. Plain data; the defaults suit a local network and a WAN of up to some 200 ms.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -64,7 +67,9 @@ pub struct NetSettings {
     pub stream_window_bytes: u32,
     /// HTTP/2 flow-control window of the replication stream, in bytes: at least bandwidth × round trip.
     pub replication_window_bytes: u32,
-    /// The largest message taken from a peer, in bytes. A command of `command_bytes_max` must fit, with room for others.
+    /// The largest message taken from a peer, in bytes. A command of `command_bytes_max` must fit, with room for others,
+    /// and so must whatever the state machine answers to one. A larger result of a query is refused. Clients should have
+    /// the same value as the nodes, or a higher one.
     pub message_bytes_max: usize,
     /// Messages that wait for a node's sequencer or a client's driver, and messages that wait to be sent on one stream.
     pub queue_max: usize,
@@ -101,11 +106,15 @@ impl NetSettings {
             _ if self.backoff_min.is_zero() || self.backoff_max < self.backoff_min => {
                 wrong("backoff_min must not be 0, nor above backoff_max")
             }
-            _ if self.stream_window_bytes < 65_535 || self.replication_window_bytes < 65_535 => {
-                wrong("flow-control windows must hold at least 65,535 bytes")
+            // What HTTP/2 allows.
+            _ if ![self.stream_window_bytes, self.replication_window_bytes]
+                .iter()
+                .all(|bytes| (65_535..1 << 31).contains(bytes)) =>
+            {
+                wrong("flow-control windows must lie between 65,535 bytes and 2 GiB")
             }
             _ if self.message_bytes_max < 4 << 20 => wrong("message_bytes_max must be at least 4 MiB"),
-            _ if self.queue_max < 64 => wrong("queue_max must be at least 64"),
+            _ if !(64..=1 << 20).contains(&self.queue_max) => wrong("queue_max must lie between 64 and 1,048,576"),
             _ => Ok(()),
         }
     }
@@ -201,11 +210,21 @@ impl Backoff {
     /// The next pause: between half of its length and all of it.
     fn pause(&mut self) -> Duration {
         let full = self.next;
-        self.next = (full * 2).min(self.max);
+        self.next = full.saturating_mul(2).min(self.max);
         let half = micros(full) / 2;
         let jitter = getrandom::u64().unwrap_or(0) % (half + 1);
         Duration::from_micros(half + jitter)
     }
+}
+
+/// Runs what may call the application's code, which may panic: whoever waits then has to hear that nothing more will
+/// come. What was worked on is left as it is, and must not be used any more.
+fn guarded<T>(what: &str, run: impl FnOnce() -> T) -> Result<T> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).map_err(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
+        Error::new(Code::Storage, format!("{what} panicked, so nothing more is served: {text}"))
+    })
 }
 
 /// Random bits for an identity.

@@ -22,7 +22,7 @@ pub enum Input {
     Linked(Conn),
     /// To a backup, on its stream.
     FromPrimary(Conn, PrimaryMessage),
-    /// A stream is gone.
+    /// A stream is gone, whoever ended it; the node's own `Close` included.
     Gone(Conn),
     /// Everything up to this LSN is durable in the node's own log.
     Persisted(Lsn),

@@ -65,6 +65,8 @@ pub struct PrimarySettings {
     pub sessions_max: usize,
     /// Queries of a stream that may be unanswered at once.
     pub queries_max: usize,
+    /// About how many bytes one frame to a client takes; what is more goes into the next. One reply may be larger.
+    pub frame_bytes: u64,
     /// Entries ordered in one batch.
     pub batch_max: usize,
     /// The checkpoint is pushed to holders without traffic this often.
@@ -96,6 +98,7 @@ impl Default for PrimarySettings {
             command_bytes_max: 1 << 20,
             sessions_max: 100_000,
             queries_max: 1024,
+            frame_bytes: crate::message::FRAME_BYTES,
             batch_max: 4096,
             checkpoint_every_us: 20_000,
             suspend_after_us: 10_000_000,
@@ -159,7 +162,10 @@ pub struct Primary {
     asked: VecDeque<Asked>,
     executing: Option<Batch>,
     replies: BTreeMap<Lsn, Waiting>,
-    reads: Vec<Reading>,
+    /// In the order of their LSNs.
+    reads: VecDeque<Reading>,
+    /// Replies that waited for the own disk were released up to here.
+    released_logged: Lsn,
 
     streams: BTreeMap<Conn, Stream>,
     attached: BTreeMap<ClientId, Conn>,
@@ -272,6 +278,11 @@ impl Primary {
             (Admin::Exclude(client), Phase::Recovering(recovery)) => {
                 recovery.exclude(client);
                 Ok(())
+            }
+            (Admin::Resolve(_) | Admin::Exclude(_), Phase::Promising { .. } | Phase::Fetching { .. }) => {
+                let why = "the backup has to promise the new epoch first, for it may have more of the log than this node: \
+                           start it and connect it; if this node is lost for good instead, promote the backup";
+                Err(Error::new(Code::BackupUnavailable, why))
             }
             (Admin::Resolve(_) | Admin::Exclude(_), _) => wrong("no recovery is running"),
             (Admin::EndSession(client), Phase::Open) if self.state.session(client).is_some() => {

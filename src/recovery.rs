@@ -93,6 +93,8 @@ struct Reporter {
     wanted: BTreeMap<Request, u32>,
     /// Payloads asked for and not yet here.
     asked: BTreeMap<Request, u32>,
+    /// The LSNs it vouches for.
+    vouched: BTreeSet<Lsn>,
 }
 
 /// The variants of one LSN's header and who vouches for each. More than one variant is a contradiction.
@@ -194,6 +196,7 @@ impl Recovery {
             offered: BTreeMap::new(),
             wanted: BTreeMap::new(),
             asked: BTreeMap::new(),
+            vouched: BTreeSet::new(),
         };
         self.reporters.insert(client, reporter);
     }
@@ -213,16 +216,17 @@ impl Recovery {
     fn drop_report(&mut self, client: ClientId) {
         self.drop_judging();
         self.conflict = None;
-        if self.reporters.remove(&client).is_none() {
-            return;
-        }
-        self.known.retain(|_, variants| {
+        let Some(reporter) = self.reporters.remove(&client) else { return };
+        for lsn in reporter.vouched {
+            let Some(variants) = self.known.get_mut(&lsn) else { continue };
             for (_, vouchers) in variants.iter_mut() {
                 vouchers.remove(&client);
             }
             variants.retain(|(_, vouchers)| !vouchers.is_empty());
-            !variants.is_empty()
-        });
+            if variants.is_empty() {
+                self.known.remove(&lsn);
+            }
+        }
     }
 
     /// Takes a part of a report.
@@ -291,6 +295,9 @@ impl Recovery {
     fn vouch(&mut self, header: Header, client: ClientId) {
         let lsn = header.lsn;
         let origin = header.origin.filter(|_| header.body == Body::Command);
+        if let Some(reporter) = self.reporters.get_mut(&client) {
+            reporter.vouched.insert(lsn);
+        }
         let variants = self.known.entry(lsn).or_default();
         if let Some((_, vouchers)) = variants.iter_mut().find(|(variant, _)| *variant == header) {
             vouchers.insert(client);

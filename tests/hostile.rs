@@ -186,8 +186,8 @@ impl Forge {
     fn writes(&mut self) -> Vec<Write> {
         let mut writes = self.many(Self::write);
         if self.below(8) > 0 {
-            for (write, n) in writes.iter_mut().zip(self.next.0..) {
-                write.request = Request(n);
+            for (write, n) in writes.iter_mut().zip(0..) {
+                write.request = Request(self.next.0.saturating_add(n));
                 write.digest = Digest::crc32(&write.payload);
             }
         }
@@ -199,9 +199,9 @@ impl Forge {
         let mut records = self.many(Self::record);
         if self.below(8) > 0 {
             let epoch = self.epoch;
-            for (record, n) in records.iter_mut().zip(self.head.saturating_add(1)..) {
+            for (record, n) in records.iter_mut().zip(1..) {
                 let header = &mut record.entry.header;
-                header.lsn = Lsn(n);
+                header.lsn = Lsn(self.head.saturating_add(n));
                 header.epoch = if let Body::EpochStart(start) = &mut header.body {
                     start.previous = epoch;
                     epoch.successor(NodeId(1), false)
@@ -232,7 +232,7 @@ impl Forge {
         }
     }
 
-    fn from_client(&mut self) -> ClientMessage {
+    fn client_says(&mut self) -> ClientMessage {
         match self.below(8) {
             0 => ClientMessage::Hello(Hello {
                 version: VERSION,
@@ -275,7 +275,7 @@ impl Forge {
         }
     }
 
-    fn from_backup(&mut self) -> BackupMessage {
+    fn backup_says(&mut self) -> BackupMessage {
         match self.below(6) {
             0 => BackupMessage::Hello(PeerHello {
                 version: VERSION,
@@ -302,7 +302,7 @@ impl Forge {
         }
     }
 
-    fn from_primary(&mut self) -> PrimaryMessage {
+    fn primary_says(&mut self) -> PrimaryMessage {
         match self.below(8) {
             0 => PrimaryMessage::Welcome {
                 version: VERSION,
@@ -324,7 +324,7 @@ impl Forge {
         }
     }
 
-    fn from_node(&mut self) -> NodeMessage {
+    fn node_says(&mut self) -> NodeMessage {
         match self.below(10) {
             0 | 1 => NodeMessage::Status(Status {
                 version: VERSION,
@@ -604,10 +604,10 @@ impl Node {
                 Input::Admin(Admin::Promote { force: forge.below(2) == 0, policy: RecoveryPolicy::Wait })
             }
             6..13 => match self.core {
-                Core::Primary(_) => Input::FromBackup(Conn(10), forge.from_backup()),
-                Core::Backup(_) => Input::FromPrimary(Conn(10), forge.from_primary()),
+                Core::Primary(_) => Input::FromBackup(Conn(10), forge.backup_says()),
+                Core::Backup(_) => Input::FromPrimary(Conn(10), forge.primary_says()),
             },
-            _ => Input::Client(conn, forge.from_client()),
+            _ => Input::Client(conn, forge.client_says()),
         };
         self.give(input);
     }
@@ -646,7 +646,7 @@ fn client(seeds: &[u64]) {
             0 => ClientInput::Gone(conn),
             1 => ClientInput::Connected(conn),
             2 => ClientInput::Tick,
-            _ => ClientInput::Message(conn, forge.from_node()),
+            _ => ClientInput::Message(conn, forge.node_says()),
         });
         pending.push_back(ClientInput::Flush);
         while let Some(input) = pending.pop_front() {
@@ -665,6 +665,19 @@ fn client(seeds: &[u64]) {
         assert_eq!(again.commands, stored.commands, "a compaction keeps what is held");
         assert_eq!(again.bytes, stored.bytes);
     }
+}
+
+/// The node would not know any more whose the stream was, and take the session for connected for ever.
+#[test]
+fn a_second_hello_ends_the_stream() {
+    let mut node = Node::new_primary(Level::Tagged);
+    let hello = Hello { version: VERSION, features: 0, cluster: None, group: None, epoch: Epoch::ZERO };
+    node.give(Input::Client(Conn(0), ClientMessage::Hello(hello)));
+    node.give(Input::Gone(Conn(0)));
+    let Core::Primary(core) = &node.core else { unreachable!() };
+    let status = core.status(Time(node.now));
+    let connected = status.sessions.iter().map(|session| session.connected);
+    assert_eq!(connected.collect::<Vec<_>>(), [false, true]);
 }
 
 proptest! {

@@ -1,12 +1,13 @@
 //! Which node the client talks to, and how a session is established on a stream: hello, attach, report, welcome.
 
-use super::{Client, ClientEvent, ClientOutput, FRAME_BYTES, Live, REPORT_ITEMS, Session};
+use super::{Client, ClientEvent, ClientOutput, Live, REPORT_ITEMS, Session};
 use crate::client::image::{CacheOp, Identity, Verdict, rolled_back, verdict};
 use crate::error::{Code, Error};
 use crate::log::{Epoch, Lsn, Reign, Request, Time};
 use crate::message::Conn;
 use crate::message::{
-    Attach, ClientMessage, FEATURES, Hello, NodeMessage, Payloads, Report, ReportItem, Role, Status, VERSION, Welcome,
+    Attach, ClientMessage, FEATURES, FRAME_BYTES, Hello, NodeMessage, Payloads, Report, ReportItem, Role, Status,
+    VERSION, Welcome,
 };
 use crate::rule::{self, Rule};
 
@@ -35,6 +36,7 @@ impl Client {
     pub(super) fn end_stream(&mut self) {
         self.session = None;
         self.confirm_due = None;
+        self.asking.retain(|_, asking| !asking.forgotten);
         self.asking.values_mut().for_each(|asking| asking.sent = false);
     }
 
@@ -203,7 +205,7 @@ impl Client {
         if !rule::on(Rule::ReleaseByEpoch) {
             self.keep(CacheOp::Stable(epoch, stable));
         }
-        self.tell_lost(epoch, &reigns);
+        self.tell_lost(epoch, &reigns, out);
         if !self.image.welcomed {
             self.keep(CacheOp::Welcomed);
         }
@@ -219,7 +221,7 @@ impl Client {
     }
 
     /// Tells the application what of its own, and of what it saw, did not survive.
-    pub(super) fn tell_lost(&mut self, epoch: Epoch, reigns: &[Reign]) {
+    pub(super) fn tell_lost(&mut self, epoch: Epoch, reigns: &[Reign], out: &mut Vec<ClientOutput>) {
         let mut lost = Vec::new();
         for (request, command) in &self.image.commands {
             let Some(tag) = command.tag.filter(|tag| tag.epoch < epoch) else {
@@ -236,6 +238,8 @@ impl Client {
         for event in lost {
             self.gate(ClientOutput::Event(event));
         }
+        // The word should be out before the cache forgets: a crash in between tells twice, rather than never.
+        self.open_gate(out);
     }
 
     pub(super) fn on_refused(&mut self, conn: Conn, error: Error, out: &mut Vec<ClientOutput>) {

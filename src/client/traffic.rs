@@ -1,10 +1,10 @@
 //! The traffic of an established session: frames in, which the cache has before anything follows from them, and
 //! frames out, as window and cache have room.
 
-use super::{Client, ClientOutput, Command, FRAME_BYTES, Live};
+use super::{Client, ClientOutput, Command, Live};
 use crate::client::image::CacheOp;
 use crate::log::{Digest, HEADER_COST, Level, Request, Time};
-use crate::message::{ClientFrame, ClientMessage, NodeFrame, Outcome, Query, Response, Write};
+use crate::message::{ClientFrame, ClientMessage, FRAME_BYTES, NodeFrame, Outcome, Query, Response, Write};
 use crate::rule::{self, Rule};
 use bytes::Bytes;
 
@@ -21,6 +21,11 @@ impl Client {
         let mut to_hold = !manifest.is_empty();
         if !manifest.is_empty() {
             self.keep(CacheOp::Headers(manifest));
+        }
+        // In this order, for a crash may leave the cache with a part of it: what was observed must be explained by
+        // headers and tags, and what is answered was observed.
+        for response in &responses {
+            self.keep_tag(response);
         }
         let replied = responses.iter().filter(|response| response.outcome.is_some());
         let replied = replied.filter_map(|response| response.tag.map(|tag| tag.lsn));
@@ -41,7 +46,7 @@ impl Client {
             self.gate(output);
         }
         for result in results {
-            if self.asking.remove(&result.id).is_some() {
+            if self.asking.remove(&result.id).is_some_and(|asking| !asking.forgotten) {
                 self.gate(ClientOutput::Result { id: result.id, result: result.result });
             }
         }
@@ -54,17 +59,22 @@ impl Client {
         }
     }
 
-    /// Keeps a response's tag and reply. What the application is to hear follows once the cache has them.
+    /// Keeps a response's tag: the command is held.
+    fn keep_tag(&mut self, response: &Response) {
+        let Some(command) = self.image.commands.get(&response.request).filter(|command| command.reply.is_none()) else {
+            return;
+        };
+        if let Some(tag) = response.tag.filter(|tag| command.tag != Some(*tag)) {
+            self.keep(CacheOp::Tag { request: response.request, tag });
+        }
+    }
+
+    /// Keeps a response's reply. What the application is to hear follows once the cache has it.
     pub(super) fn on_response(&mut self, response: Response) -> Option<ClientOutput> {
         let Response { request, tag, outcome } = response;
         let command = self.image.commands.get(&request)?;
         if command.reply.is_some() {
             return None;
-        }
-        if let Some(tag) = tag
-            && command.tag != Some(tag)
-        {
-            self.keep(CacheOp::Tag { request, tag });
         }
         let outcome = outcome?;
         match &outcome {
@@ -102,7 +112,12 @@ impl Client {
             if !rule::on(Rule::ResendInOrder) {
                 frame.writes.reverse();
             }
+            let mut bytes: u64 = frame.writes.iter().map(|write| write.payload.len() as u64 + HEADER_COST).sum();
             for (id, asking) in self.asking.iter_mut().filter(|(_, asking)| !asking.sent) {
+                if bytes >= FRAME_BYTES {
+                    break;
+                }
+                bytes += asking.payload.len() as u64 + HEADER_COST;
                 asking.sent = true;
                 frame.queries.push(Query { id: *id, level: asking.level, payload: asking.payload.clone() });
             }

@@ -9,17 +9,19 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, broadcast, mpsc, oneshot, watch};
+use tokio::sync::{Notify, broadcast, mpsc, oneshot, watch};
 
 use super::{Clock, NetSettings, random_u128};
-use crate::client::{CacheImage, CacheOp, Client, ClientEvent, ClientSettings, Identity};
+use crate::client::{CacheImage, CacheOp, Client, ClientEvent, ClientSettings, Identity, REPORT_ITEMS};
 use crate::error::{Code, Error, Result};
-use crate::log::{ClientId, Epoch, Level, Request, SessionRole, Tag};
+use crate::log::{ClientId, Epoch, HEADER_COST, Level, Request, SessionRole, Tag};
 use crate::store::ClientCache;
 
 mod cache;
 mod driver;
 mod endpoint;
+#[cfg(test)]
+mod tests;
 
 use driver::Driver;
 
@@ -176,8 +178,9 @@ struct Shared {
     inner: Mutex<Inner>,
     /// Rung by calls: the core has something to send.
     bell: Notify,
+    /// Rung by the driver: there may be room for more queries.
+    room: Notify,
     view: watch::Sender<View>,
-    reads: Arc<Semaphore>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -187,6 +190,8 @@ struct View {
     trouble: Option<Error>,
     ended: Option<Error>,
     closed: bool,
+    /// The task has ended, and let go of the cache.
+    gone: bool,
 }
 
 struct Inner {
@@ -194,7 +199,7 @@ struct Inner {
     writes: HashMap<Request, Vec<oneshot::Sender<WriteOutcome>>>,
     /// Outcomes nobody was waiting for.
     outcomes: BTreeMap<Request, WriteOutcome>,
-    reads: HashMap<u64, (oneshot::Sender<Result<Bytes>>, OwnedSemaphorePermit)>,
+    reads: HashMap<u64, oneshot::Sender<Result<Bytes>>>,
     flushes: HashMap<u64, oneshot::Sender<()>>,
     ended: Option<Error>,
 }
@@ -226,7 +231,7 @@ impl Inner {
                 let _ = waiter.send(WriteOutcome::Unknown { request, error: error.clone() });
             }
         }
-        for (reader, _) in std::mem::take(&mut self.reads).into_values() {
+        for reader in std::mem::take(&mut self.reads).into_values() {
             let _ = reader.send(Err(error.clone()));
         }
         self.flushes.clear();
@@ -355,7 +360,7 @@ impl TaggedClientBuilder {
         image.apply(&CacheOp::Identity(identity));
         let clock = Clock::new();
         let mut out = Vec::new();
-        let queries_max = settings.queries_max;
+        let outbox_max = outbox_max(&settings, net.queue_max);
         let core = Client::new(settings, image, clock.now(), &mut out);
         let (events, _) = broadcast::channel(EVENTS_MAX);
         let inner = Inner {
@@ -369,16 +374,28 @@ impl TaggedClientBuilder {
         let shared = Arc::new(Shared {
             inner: Mutex::new(inner),
             bell: Notify::new(),
+            room: Notify::new(),
             view: watch::Sender::new(View::default()),
-            reads: Arc::new(Semaphore::new(queries_max)),
         });
         let cache = cache.map(cache::Cache::spawn).transpose()?;
         let (closing, closed) = watch::channel(false);
         let weak = events.downgrade();
-        let driver = Driver::new(Arc::clone(&shared), clock, cache, events, endpoints, net, closed);
+        let driver = Driver::new(Arc::clone(&shared), clock, cache, events, endpoints, net, outbox_max, closed);
         tokio::spawn(driver.run(out));
         Ok(TaggedClient { id, running: Arc::new(Running { shared, events: weak, closing }) })
     }
+}
+
+/// Messages that may wait to be sent on a client's stream before its node is taken for dead.
+///
+/// A report leaves the core at once, in as many parts as the cache pays for, and so do queries that are asked again, each
+/// in a frame of its own if they are large. A queue too short for them would cost every stream anew, at the same place.
+fn outbox_max(settings: &ClientSettings, queue_max: usize) -> usize {
+    let parts = settings.cache_bytes_max / HEADER_COST / REPORT_ITEMS as u64;
+    // Headers cannot be refused, and so may exceed the budget.
+    let parts = usize::try_from(parts.saturating_mul(2)).unwrap_or(usize::MAX);
+    let room = queue_max.saturating_mul(16).saturating_add(parts).saturating_add(settings.queries_max);
+    room.min(tokio::sync::Semaphore::MAX_PERMITS)
 }
 
 /// A running client, shared by its handles.
@@ -480,8 +497,10 @@ impl TaggedClient {
             request
         };
         shared.bell.notify_one();
-        let deadline = deadline.map(|limit| Box::pin(tokio::time::sleep(limit)));
-        Ok(Writing { state: State::Waiting { shared: Arc::clone(shared), request, answer, deadline } })
+        // The timer is made where it is awaited: this call may be made outside of any runtime.
+        let deadline = deadline.and_then(|limit| tokio::time::Instant::now().checked_add(limit));
+        let shared = Arc::clone(shared);
+        Ok(Writing { state: State::Waiting { shared, request, answer, deadline, timer: None } })
     }
 
     /// Asks a query at the service's lowest level; it sees everything acknowledged before. Waits while too many are under
@@ -509,19 +528,28 @@ impl TaggedClient {
 
     async fn ask(&self, query: Bytes, level: Level) -> Result<Bytes> {
         let shared = &self.running.shared;
-        let closed = || Error::new(Code::Closed, "the client was dropped");
-        let permit = Arc::clone(&shared.reads).acquire_owned().await.map_err(|_| closed())?;
         let (reader, result) = oneshot::channel();
-        let id = {
-            let mut inner = shared.inner.lock();
-            inner.check()?;
-            let id = inner.core.query(query, level)?;
-            inner.reads.insert(id, (reader, permit));
-            id
+        let id = loop {
+            let room = shared.room.notified();
+            tokio::pin!(room);
+            room.as_mut().enable();
+            {
+                let mut inner = shared.inner.lock();
+                inner.check()?;
+                match inner.core.query(query.clone(), level) {
+                    Err(error) if error.code() == Code::Busy => {}
+                    asked => {
+                        let id = asked?;
+                        inner.reads.insert(id, reader);
+                        break id;
+                    }
+                }
+            }
+            room.await;
         };
         shared.bell.notify_one();
         let guard = Forget { shared, id };
-        let result = result.await.unwrap_or_else(|_| Err(closed()));
+        let result = result.await.unwrap_or_else(|_| Err(self.why_ended()));
         std::mem::forget(guard);
         result
     }
@@ -533,13 +561,15 @@ impl TaggedClient {
     pub async fn flush(&self) -> Result<()> {
         let shared = &self.running.shared;
         let (waiter, done) = oneshot::channel();
-        {
+        let token = {
             let mut inner = shared.inner.lock();
             inner.check()?;
             let token = inner.core.flush();
             inner.flushes.insert(token, waiter);
-        }
+            token
+        };
         shared.bell.notify_one();
+        let _guard = ForgetFlush { shared, token };
         done.await.map_err(|_| self.why_ended())
     }
 
@@ -560,7 +590,10 @@ impl TaggedClient {
                 let why = format!("request {request} was never issued, or its outcome is not kept any more");
                 return Err(Error::new(Code::InvalidArgument, why));
             }
-            inner.writes.entry(request).or_default().push(waiter);
+            let waiters = inner.writes.entry(request).or_default();
+            // Who asks again and again, with a deadline each time, leaves one waiter behind, not all of them.
+            waiters.retain(|waiter| !waiter.is_closed());
+            waiters.push(waiter);
         }
         Ok(answer.await.unwrap_or_else(|_| WriteOutcome::Unknown { request, error: self.why_ended() }))
     }
@@ -591,7 +624,8 @@ impl TaggedClient {
     }
 
     /// Ends the session in good order: everything is answered and stable when this returns, and nobody waits for this
-    /// client any more. No further calls are accepted, of any clone. Cancel safe: the close goes on.
+    /// client any more; the cache may be opened again. No further calls are accepted, of any clone. Cancel safe: the close
+    /// goes on as long as a handle is left.
     ///
     /// # Errors
     /// Why the session ended otherwise.
@@ -600,7 +634,7 @@ impl TaggedClient {
         shared.inner.lock().core.close();
         shared.bell.notify_one();
         let mut view = shared.view.subscribe();
-        let ended = view.wait_for(|view| view.closed || view.ended.is_some()).await;
+        let ended = view.wait_for(|view| view.gone).await;
         let dropped = || Error::new(Code::Closed, "the client was dropped");
         let view = ended.map_err(|_| dropped())?;
         if view.closed { Ok(()) } else { Err(view.ended.clone().unwrap_or_else(dropped)) }
@@ -621,9 +655,22 @@ struct Forget<'a> {
 impl Drop for Forget<'_> {
     fn drop(&mut self) {
         let mut inner = self.shared.inner.lock();
-        if inner.core.forget_query(self.id) {
-            inner.reads.remove(&self.id);
-        }
+        inner.core.forget_query(self.id);
+        inner.reads.remove(&self.id);
+    }
+}
+
+/// Forgets a flush nobody waits for any more; one that is done is forgotten already.
+struct ForgetFlush<'a> {
+    shared: &'a Shared,
+    token: u64,
+}
+
+impl Drop for ForgetFlush<'_> {
+    fn drop(&mut self) {
+        let mut inner = self.shared.inner.lock();
+        inner.core.forget_flush(self.token);
+        inner.flushes.remove(&self.token);
     }
 }
 
@@ -642,7 +689,8 @@ enum State {
         shared: Arc<Shared>,
         request: Request,
         answer: oneshot::Receiver<WriteOutcome>,
-        deadline: Option<Pin<Box<tokio::time::Sleep>>>,
+        deadline: Option<tokio::time::Instant>,
+        timer: Option<Pin<Box<tokio::time::Sleep>>>,
     },
     Done,
 }
@@ -664,20 +712,20 @@ impl Future for Writing {
         let done = match &mut self.state {
             State::Failed(error) => Err(error.take().unwrap_or_else(finished)),
             State::Done => Err(finished()),
-            State::Waiting { shared, request, answer, deadline } => match Pin::new(answer).poll(cx) {
+            State::Waiting { shared, request, answer, deadline, timer } => match Pin::new(answer).poll(cx) {
                 Poll::Ready(Ok(outcome)) => Ok(outcome),
                 Poll::Ready(Err(_)) => {
                     let ended = shared.inner.lock().ended.clone();
                     let error = ended.unwrap_or_else(|| Error::new(Code::Closed, "the client was dropped"));
                     Ok(WriteOutcome::Unknown { request: *request, error })
                 }
-                Poll::Pending => match deadline.as_mut().map(|deadline| deadline.as_mut().poll(cx)) {
-                    Some(Poll::Ready(())) => {
-                        let error = Error::new(Code::Deadline, "the deadline passed before the outcome was known");
-                        Ok(WriteOutcome::Unknown { request: *request, error })
-                    }
-                    _ => return Poll::Pending,
-                },
+                Poll::Pending => {
+                    let Some(deadline) = *deadline else { return Poll::Pending };
+                    let timer = timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+                    std::task::ready!(timer.as_mut().poll(cx));
+                    let error = Error::new(Code::Deadline, "the deadline passed before the outcome was known");
+                    Ok(WriteOutcome::Unknown { request: *request, error })
+                }
             },
         };
         self.state = State::Done;

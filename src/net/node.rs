@@ -11,7 +11,7 @@ use bytes::Bytes;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use super::storage::{Job, Storage};
-use super::{Clock, random_u128};
+use super::{Clock, JOINED_BYTES, NetSettings, guarded, random_u128};
 use crate::error::{Code, Error, Result};
 use crate::log::{Body, ClusterId, Entry, Epoch, EpochStart, GroupId, Lsn, NodeId, Record};
 use crate::message::{BackupMessage, ClientMessage, NodeMessage, NodeStatus, PrimaryMessage, Role};
@@ -212,8 +212,10 @@ impl Node {
         start: Start,
         log: Box<dyn LogStore>,
         state: Box<dyn StateMachine>,
-        queue_max: usize,
+        net: &NetSettings,
     ) -> Result<Self> {
+        let queue_max = net.queue_max;
+        let result_bytes_max = net.message_bytes_max.saturating_sub(JOINED_BYTES);
         let (mail, inbox) = mpsc::channel(queue_max);
         let (events, _) = broadcast::channel(EVENTS_MAX);
         let role = if matches!(start, Start::Primary(_)) { Role::Recovering } else { Role::Backup };
@@ -227,12 +229,15 @@ impl Node {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
             match runtime
                 .map_err(Error::from)
-                .and_then(|runtime| Ok((runtime, Sequencer::begin(start, log, state, events, view)?)))
+                .and_then(|runtime| Ok((runtime, Sequencer::begin(start, log, state, events, view, result_bytes_max)?)))
             {
                 Ok((runtime, mut sequencer)) => {
                     // Nobody may be waiting any more; the node then sees it at once.
                     let _ = ready.send(Ok(()));
-                    runtime.block_on(sequencer.run(inbox, stop));
+                    let ran = guarded("the sequencer", || runtime.block_on(sequencer.run(inbox, stop)));
+                    if let Err(error) = ran {
+                        sequencer.halt(error);
+                    }
                     sequencer.end();
                 }
                 Err(error) => drop(ready.send(Err(error))),
@@ -264,6 +269,8 @@ struct Sequencer {
     /// Saves asked for, and the first of them that had the in-sync mark.
     saves: u64,
     sync_save: Option<u64>,
+    /// The largest result of a query that fits into a message.
+    result_bytes_max: usize,
     failure: Option<Error>,
     /// A stop is complete.
     stopped: bool,
@@ -276,6 +283,7 @@ impl Sequencer {
         mut state: Box<dyn StateMachine>,
         events: broadcast::Sender<NodeEvent>,
         view: watch::Sender<View>,
+        result_bytes_max: usize,
     ) -> Result<Self> {
         let marks = load_marks(&mut *log, matches!(start, Start::Primary(_)))?;
         let log_state = replay(&mut *log, &mut *state, &marks)?;
@@ -311,6 +319,7 @@ impl Sequencer {
             executed: false,
             saves: 0,
             sync_save: None,
+            result_bytes_max,
             failure: None,
             stopped: false,
         };
@@ -493,7 +502,8 @@ impl Sequencer {
         let mut out = VecDeque::from(out);
         while let Some(output) = out.pop_front() {
             match output {
-                Output::ToClient(conn, message) => {
+                Output::ToClient(conn, mut message) => {
+                    self.refuse_large(&mut message);
                     if self.clients.get(&conn).is_some_and(|outbox| outbox.try_send(message).is_err()) {
                         self.clients.remove(&conn);
                         self.lost.push(conn);
@@ -547,6 +557,23 @@ impl Sequencer {
                     }
                 }
                 Output::Halt(error) => self.halt(error),
+            }
+        }
+    }
+
+    /// A result that does not fit into a message would cost the stream, and then be asked for again on the next one.
+    fn refuse_large(&self, message: &mut NodeMessage) {
+        let NodeMessage::Frame(frame) = message else { return };
+        for result in &mut frame.results {
+            if let Ok(value) = &result.result
+                && value.len() > self.result_bytes_max
+            {
+                let why = format!(
+                    "the result has {} bytes, and no more than {} fit into a message of the node: ask for less",
+                    value.len(),
+                    self.result_bytes_max
+                );
+                result.result = Err(Error::new(Code::TooLarge, why));
             }
         }
     }

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::node::{Node, NodeEvents, Start};
-use super::{NetSettings, server};
+use super::{JOINED_BYTES, NetSettings, server};
 use crate::error::{Code, Error, Result};
 use crate::log::{ClientId, Epoch, EpochStart, GapPolicy, Lsn};
 use crate::message::{NodeStatus, RecoveryStatus, Role};
@@ -24,14 +24,11 @@ pub struct Opened {
     pub report: EpochStart,
 }
 
-/// What may travel in one message with the largest command.
-const JOINED_BYTES: u64 = 2 << 20;
-
 /// What the handles of a node share: the node ends when the last of them is dropped.
 pub(super) struct Running {
     pub(super) node: Node,
     pub(super) address: SocketAddr,
-    server: parking_lot::Mutex<Option<tokio::task::JoinHandle<()>>>,
+    server: tokio::sync::Mutex<Option<tokio::task::JoinHandle<()>>>,
 }
 
 impl Running {
@@ -46,7 +43,7 @@ impl Running {
         command_bytes_max: u64,
     ) -> Result<Arc<Self>> {
         net.validate()?;
-        if command_bytes_max.saturating_add(JOINED_BYTES) > net.message_bytes_max as u64 {
+        if command_bytes_max.saturating_add(JOINED_BYTES as u64) > net.message_bytes_max as u64 {
             let why = format!(
                 "message_bytes_max of {} has no room for commands of {command_bytes_max} bytes and {JOINED_BYTES} more",
                 net.message_bytes_max
@@ -59,9 +56,9 @@ impl Running {
             // An address that stands for "all of them" leads nobody here.
             if address.ip().is_unspecified() { String::new() } else { format!("http://{address}") }
         });
-        let node = Node::start(start(advertise), log, state, net.queue_max).await?;
+        let node = Node::start(start(advertise), log, state, net).await?;
         let server = server::serve(&node.mailbox, listener, net);
-        Ok(Arc::new(Self { node, address, server: parking_lot::Mutex::new(Some(server)) }))
+        Ok(Arc::new(Self { node, address, server: tokio::sync::Mutex::new(Some(server)) }))
     }
 
     pub(super) fn endpoint(&self) -> String {
@@ -88,10 +85,12 @@ impl Running {
     pub(super) async fn abort(&self) {
         self.node.close();
         let _ = self.node.mailbox.view().wait_for(|view| view.ended).await;
-        let server = self.server.lock().take();
-        if let Some(server) = server {
+        // Whoever else ends it waits as well, though one of them may give up in between.
+        let mut server = self.server.lock().await;
+        if let Some(running) = server.as_mut() {
             // It ends by itself now that the node has.
-            let _ = server.await;
+            let _ = running.await;
+            *server = None;
         }
     }
 

@@ -10,6 +10,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use super::guarded;
 use crate::error::{Code, Error, Result};
 use crate::log::{Lsn, Record};
 use crate::node::Conn;
@@ -62,7 +63,8 @@ impl Storage {
         let shared = Arc::new(Shared::default());
         let theirs = Arc::clone(&shared);
         let thread = std::thread::Builder::new().name("tagalong-storage".to_owned()).spawn(move || {
-            if let Err(error) = run(log, &queue, &theirs) {
+            let ran = guarded("the log", || run(log, &queue, &theirs));
+            if let Err(error) = ran.and_then(|ran| ran) {
                 // A full disk and a torn one look alike to whoever was promised durability: nothing more is.
                 theirs.done.lock().failed = Some(error);
                 theirs.bell.notify_one();

@@ -1,5 +1,7 @@
 //! The sequencer: from queued writes and proposals to LSNs, execution, the log, and the replies that wait.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 
 use super::{Phase, Primary};
@@ -39,7 +41,7 @@ pub(super) struct Asked {
 /// A query's result that waits for its watermark, and an echo where one is needed.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Reading {
-    conn: Conn,
+    pub(super) conn: Conn,
     id: u64,
     level: Level,
     lsn: Lsn,
@@ -71,16 +73,8 @@ pub(super) struct Batch {
     records: Vec<Record>,
     levels: Vec<Level>,
     asked: Vec<Asked>,
-}
-
-impl Batch {
-    fn has(&self, client: ClientId) -> bool {
-        self.records.iter().any(|record| record.entry.header.origin.is_some_and(|origin| origin.client == client))
-    }
-
-    fn has_request(&self, client: ClientId, request: Request) -> bool {
-        self.records.iter().any(|record| record.entry.header.origin == Some(Origin { client, request }))
-    }
+    /// Whose entries these are, and the last request number of each.
+    origins: BTreeMap<ClientId, Request>,
 }
 
 impl Primary {
@@ -93,11 +87,13 @@ impl Primary {
 
     /// Whether an entry of `client` has its LSN but is not in the log yet.
     pub(super) fn is_executing(&self, client: ClientId) -> bool {
-        self.executing.as_ref().is_some_and(|batch| batch.has(client))
+        self.executing.as_ref().is_some_and(|batch| batch.origins.contains_key(&client))
     }
 
+    /// Whether this request, not in the log yet, has its LSN.
     pub(super) fn is_executing_request(&self, client: ClientId, request: Request) -> bool {
-        self.executing.as_ref().is_some_and(|batch| batch.has_request(client, request))
+        let last = self.executing.as_ref().and_then(|batch| batch.origins.get(&client));
+        last.is_some_and(|last| request <= *last)
     }
 
     fn header(&self, now: Time, lsn: Lsn, body: Body, origin: Option<Origin>) -> Header {
@@ -118,7 +114,7 @@ impl Primary {
         if self.executing.is_some() {
             return;
         }
-        let mut batch = Batch { purpose: Purpose::Work, records: Vec::new(), levels: Vec::new(), asked: Vec::new() };
+        let mut batch = Batch::new(Purpose::Work);
         let mut lsn = self.water.head();
         while let Some(Proposal { client, body }) = self.proposals.pop_front() {
             lsn = lsn.next();
@@ -182,14 +178,12 @@ impl Primary {
         let start = Entry { header: start, payload: Bytes::new() };
         let records = plan.entries.into_iter().chain([start]);
         let records: Vec<Record> = records.map(|entry| Record { entry, reply: Digest::default() }).collect();
-        let levels = vec![Level::Local; records.len()];
-        self.execute(now, Batch { purpose: Purpose::Conclusion, records, levels, asked: Vec::new() }, out);
+        self.execute(now, Batch { records, ..Batch::new(Purpose::Conclusion) }, out);
     }
 
     /// Executes what a restarting primary took from its backup.
     pub(super) fn execute_fetched(&mut self, now: Time, records: Vec<Record>, out: &mut Vec<Output>) {
-        let levels = vec![Level::Local; records.len()];
-        self.execute(now, Batch { purpose: Purpose::Fetched, records, levels, asked: Vec::new() }, out);
+        self.execute(now, Batch { records, ..Batch::new(Purpose::Fetched) }, out);
     }
 
     pub(super) fn on_executed(&mut self, now: Time, replies: Vec<Bytes>, results: Vec<Bytes>, out: &mut Vec<Output>) {
@@ -199,7 +193,7 @@ impl Primary {
         if matches!(self.phase, Phase::Deposed | Phase::Halted) {
             return;
         }
-        let Batch { purpose, mut records, levels, asked } = batch;
+        let Batch { purpose, mut records, levels, asked, .. } = batch;
         if let Err(error) = self.apply_all(&mut records, replies, purpose) {
             self.halt(error, out);
             return;
@@ -222,6 +216,7 @@ impl Primary {
                 for (asked, result) in asked.into_iter().zip(results) {
                     self.on_result(asked, head, result);
                 }
+                self.release_reads();
             }
             Purpose::Conclusion => self.on_concluded(now, head, out),
             Purpose::Fetched => self.on_fetched(now, out),
@@ -348,16 +343,29 @@ impl Primary {
     fn on_result(&mut self, asked: Asked, lsn: Lsn, result: Bytes) {
         let Asked { conn, id, level, .. } = asked;
         let level = if rule::on(Rule::ReadLevel) { self.effective(level) } else { Level::Local };
-        let echo = self.ask_echo();
-        self.reads.push(Reading { conn, id, level, lsn, echo, result });
-        self.release_reads();
+        let echo = self.ask_echo(level);
+        if echo == 0 && self.is_met(level, lsn) {
+            self.answer_query(conn, id, lsn, result);
+        } else {
+            self.reads.push_back(Reading { conn, id, level, lsn, echo, result });
+        }
     }
 
-    /// At lowest level `Stable` a takeover concludes without anybody's report, so only the backup can tell that
-    /// there was none: a query waits for its echo.
-    fn ask_echo(&mut self) -> u64 {
+    fn answer_query(&mut self, conn: Conn, id: u64, lsn: Lsn, result: Bytes) {
+        if let Some(live) = self.streams.get_mut(&conn).and_then(|stream| stream.live.as_mut()) {
+            live.queries = live.queries.saturating_sub(1);
+            live.results.push(QueryResult { id, lsn, result: Ok(result) });
+            self.dirty.insert(conn);
+        }
+    }
+
+    /// I8 rests on this: where a takeover concludes without anybody's report, only the backup can tell that there was
+    /// none, and a query waits for its echo. That is so at lowest level `Stable`, and for a query that asks for more in
+    /// a `Local` service.
+    fn ask_echo(&mut self, level: Level) -> u64 {
         let backed = matches!(self.state.target(), Target::Backup(_)) && self.counts_backup;
-        if self.state.lowest() != Level::Stable || !backed || !rule::on(Rule::ReadEcho) {
+        let unheard = self.state.lowest() != Level::Tagged && level == Level::Stable;
+        if !unheard || !backed || !rule::on(Rule::ReadEcho) {
             return 0;
         }
         self.next_echo()
@@ -365,14 +373,15 @@ impl Primary {
 
     /// Releases what waited for the watermarks as they are now.
     pub(super) fn release_waiting(&mut self) {
+        let (stable, logged) = (self.water.stable(), self.water.logged());
+        // Only what is stable, or was logged since the last time, can have something new to say.
+        let from = std::mem::replace(&mut self.released_logged, logged).max(stable).next();
+        let news = (from <= logged).then(|| self.replies.range(from..=logged)).into_iter().flatten();
         let mut ready = Vec::new();
-        for (lsn, waiting) in &self.replies {
+        for (lsn, waiting) in self.replies.range(..=stable).chain(news) {
             let met = self.is_met(waiting.level, *lsn);
-            let tag_now = !waiting.tagged && *lsn <= self.water.logged();
-            if met || tag_now {
+            if met || (!waiting.tagged && *lsn <= logged) {
                 ready.push((*lsn, met));
-            } else if *lsn > self.water.logged() && *lsn > self.water.stable() {
-                break;
             }
         }
         for (lsn, met) in ready {
@@ -399,18 +408,23 @@ impl Primary {
 
     pub(super) fn release_reads(&mut self) {
         let echoed = self.echoed();
-        for reading in std::mem::take(&mut self.reads) {
-            if !self.is_met(reading.level, reading.lsn) || reading.echo > echoed {
-                self.reads.push(reading);
+        // They wait in LSN order, and none that is past both marks can be met.
+        let reached = self.water.stable().max(self.water.logged());
+        let mut kept = Vec::new();
+        while let Some(reading) = self.reads.pop_front() {
+            let met = self.is_met(reading.level, reading.lsn);
+            if !met || reading.echo > echoed {
+                let past = reading.lsn > reached;
+                kept.push(reading);
+                if past {
+                    break;
+                }
                 continue;
             }
             let Reading { conn, id, lsn, result, .. } = reading;
-            if let Some(live) = self.streams.get_mut(&conn).and_then(|stream| stream.live.as_mut()) {
-                live.queries = live.queries.saturating_sub(1);
-                live.results.push(QueryResult { id, lsn, result: Ok(result) });
-                self.dirty.insert(conn);
-            }
+            self.answer_query(conn, id, lsn, result);
         }
+        kept.into_iter().rev().for_each(|reading| self.reads.push_front(reading));
     }
 
     pub(super) fn on_persisted(&mut self, now: Time, upto: Lsn, out: &mut Vec<Output>) {
@@ -460,7 +474,15 @@ impl Primary {
 }
 
 impl Batch {
+    fn new(purpose: Purpose) -> Self {
+        Self { purpose, records: Vec::new(), levels: Vec::new(), asked: Vec::new(), origins: BTreeMap::new() }
+    }
+
     fn push(&mut self, record: Record, level: Level) {
+        if let Some(origin) = record.entry.header.origin {
+            let last = self.origins.entry(origin.client).or_default();
+            *last = origin.request.max(*last);
+        }
         self.records.push(record);
         self.levels.push(level);
     }

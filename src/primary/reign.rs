@@ -104,7 +104,11 @@ impl Primary {
             complete: clean || !started || state.start().log_before_send && !takeover,
             in_sync: !takeover || marks.in_sync,
         };
+        // Whether the reign opened: without a backup that is for the own log to say.
+        let opened = state.start().target == Target::Own
+            || state.reigns_from(state.epoch()).first().is_some_and(|reign| marks.stable >= reign.start);
         let same_reign = started
+            && opened
             && state.start().log_before_send
             && settings.log_before_send
             && state.epoch() == marks.promised
@@ -162,7 +166,8 @@ impl Primary {
             asked: VecDeque::new(),
             executing: None,
             replies: BTreeMap::new(),
-            reads: Vec::new(),
+            reads: VecDeque::new(),
+            released_logged: Lsn(0),
             streams: BTreeMap::new(),
             attached: BTreeMap::new(),
             admissions: BTreeSet::new(),
@@ -255,6 +260,7 @@ impl Primary {
         self.epoch = epoch;
         self.base = self.state.end();
         self.water = Watermarks::new(self.base, Lsn(0));
+        self.released_logged = Lsn(0);
         self.unstable = Unstable::new(self.base.next());
         for stream in self.streams.values_mut() {
             stream.attach = None;
@@ -361,6 +367,11 @@ impl Primary {
             // Whatever lies below was made stable with it.
             self.water.stabilize(start);
             self.unstable.release(start);
+            if self.logs_first() && self.beginning.target != Target::Own {
+                // A restart goes on in this reign only if it knows that it opened.
+                self.marks.stable = start;
+                self.save_marks(out);
+            }
             let report = Box::new(self.state.start().clone());
             out.push(Output::Event(NodeEvent::Opened { report, epoch: self.epoch, start }));
             self.open(now, out);

@@ -6,9 +6,10 @@ use super::order::{Asked, Queued};
 use super::{Phase, Primary};
 use crate::client::image::rolled_back;
 use crate::error::{Code, Error};
-use crate::log::{Body, ClientId, Level, Lsn, Request, Target, Time};
+use crate::log::{Body, ClientId, Epoch, HEADER_COST, Header, Level, Lsn, Request, Target, Time};
 use crate::message::{
-    Attach, ClientFrame, ClientMessage, Hello, NodeFrame, NodeMessage, QueryResult, Response, VERSION, Welcome, Write,
+    Attach, ClientFrame, ClientMessage, Hello, NodeFrame, NodeMessage, Outcome, QueryResult, Response, VERSION,
+    Welcome, Write,
 };
 use crate::node::{Conn, NodeEvent, Output};
 use crate::rule::{self, Rule};
@@ -186,6 +187,7 @@ impl Primary {
         self.dirty.remove(&conn);
         self.writes.retain(|queued| queued.conn != conn);
         self.asked.retain(|asked| asked.conn != conn);
+        self.reads.retain(|reading| reading.conn != conn);
         let client = stream.attach?.client;
         if self.attached.get(&client) != Some(&conn) {
             return None;
@@ -335,12 +337,12 @@ impl Primary {
         }
         for query in frame.queries {
             let level = query.level;
-            self.check_size(query.payload.len())?;
-            let live = self.live_at(conn);
-            live.queries += 1;
-            if live.queries > self.settings.queries_max {
-                let why = format!("more than {} queries at once", self.settings.queries_max);
-                return Err(Error::new(Code::Protocol, why));
+            if let Err(error) = self.admit_query(conn, query.payload.len()) {
+                // Not a reason to end the stream: the query would be asked again on the next one.
+                let refused = QueryResult { id: query.id, lsn: Lsn(0), result: Err(error) };
+                self.live_at(conn).results.push(refused);
+                self.dirty.insert(conn);
+                continue;
             }
             self.asked.push_back(Asked { conn, id: query.id, level, payload: query.payload });
         }
@@ -361,16 +363,26 @@ impl Primary {
         live.expect("checked when the frame came")
     }
 
-    fn check_size(&self, length: usize) -> Result<(), Error> {
-        if length as u64 <= self.settings.command_bytes_max {
-            return Ok(());
+    fn admit_query(&mut self, conn: Conn, length: usize) -> Result<(), Error> {
+        let (bytes_max, queries_max) = (self.settings.command_bytes_max, self.settings.queries_max);
+        if length as u64 > bytes_max {
+            let why = format!("{length} bytes are more than the {bytes_max} of command_bytes_max");
+            return Err(Error::new(Code::TooLarge, why));
         }
-        let why = format!("{length} bytes are more than the {} of command_bytes_max", self.settings.command_bytes_max);
-        Err(Error::new(Code::TooLarge, why))
+        let live = self.live_at(conn);
+        if live.queries >= queries_max {
+            return Err(Error::new(Code::Busy, format!("{queries_max} queries are under way on this stream")));
+        }
+        live.queries += 1;
+        Ok(())
     }
 
     fn on_write(&mut self, conn: Conn, client: ClientId, write: Write) -> Result<(), Error> {
-        self.check_size(write.payload.len())?;
+        // The limit on a command's size is kept at the call, by the client: what was admitted once is not refused by a
+        // node with a smaller limit, for it would be sent again for ever.
+        if u32::try_from(write.payload.len()).is_err() {
+            return Err(Error::new(Code::TooLarge, "a command of 4 GiB or more"));
+        }
         if !write.digest.verifies(&write.payload) {
             return Err(Error::new(Code::Protocol, format!("request {} does not have its checksum", write.request)));
         }
@@ -449,10 +461,11 @@ impl Primary {
         }
     }
 
-    /// Writes one frame to every stream that has something to say.
+    /// Writes to every stream that has something to say.
     ///
-    /// The manifest rule: whatever a frame reveals up to LSN n, it names every entry up to n that is neither stable
-    /// nor confirmed and was not yet written to this stream, as tag or as header, the receiver's own among them.
+    /// The manifest rule: whatever a frame reveals up to LSN n, it (or one before it) names every entry up to n that is
+    /// neither stable nor confirmed and was not yet written to this stream, as tag or as header, the receiver's own
+    /// among them. So headers go first, and responses in LSN order, where they do not fit one frame.
     pub(super) fn write_frames(&mut self, out: &mut Vec<Output>) {
         let stable = self.water.stable();
         let manifests = self.state.lowest() != Level::Local && rule::on(Rule::Manifest);
@@ -464,12 +477,12 @@ impl Primary {
             if live.responses.is_empty() && live.results.is_empty() && !news {
                 continue;
             }
-            let replied = live.responses.iter().filter(|(_, response)| response.outcome.is_some()).map(|(lsn, _)| *lsn);
+            let mut responses = std::mem::take(&mut live.responses);
+            responses.sort_by_key(|(lsn, _)| *lsn);
+            let replied = responses.iter().filter(|(_, response)| response.outcome.is_some()).map(|(lsn, _)| *lsn);
             let revealed = replied.chain(live.results.iter().map(|result| result.lsn)).max().unwrap_or(Lsn(0));
-            let mut tags: Vec<Lsn> = live.responses.iter().map(|(lsn, _)| *lsn).filter(|lsn| *lsn > stable).collect();
-            tags.sort_unstable();
-            let mut frame = NodeFrame { epoch: self.epoch, stable, ..NodeFrame::default() };
-            let mut headers = Vec::new();
+            let tags: Vec<Lsn> = responses.iter().map(|(lsn, _)| *lsn).filter(|lsn| *lsn > stable).collect();
+            let mut packer = Packer::new(self.epoch, stable, self.settings.frame_bytes);
             if manifests {
                 for lsn in self.unstable.unconfirmed_in(live.manifest_upto.max(stable), revealed) {
                     let Some(record) = self.unstable.get(lsn) else {
@@ -480,30 +493,85 @@ impl Primary {
                     if tags.binary_search(&lsn).is_ok() || (own && !rule::on(Rule::ManifestOwn)) {
                         continue;
                     }
-                    // A command is confirmed by its origin alone; a system entry by whoever holds its header.
-                    if header.body != Body::Command && header.body != Body::Noop {
-                        headers.push(lsn);
-                    }
-                    frame.manifest.push(header.clone());
+                    packer.header(header);
                 }
                 live.manifest_upto = live.manifest_upto.max(revealed);
             }
-            live.seq += 1;
-            frame.seq = live.seq;
-            frame.responses = live.responses.drain(..).map(|(_, response)| response).collect();
-            frame.results = std::mem::take(&mut live.results);
+            responses.into_iter().for_each(|(lsn, response)| packer.response(lsn, response));
+            std::mem::take(&mut live.results).into_iter().for_each(|result| packer.result(result));
             live.owes = live.owes.max(tags.last().copied().unwrap_or_default()).max(revealed);
             live.stable_sent = stable;
             live.push = false;
-            if rule::on(Rule::ConfirmByOrigin) {
-                if !tags.is_empty() || !headers.is_empty() {
-                    live.sent.push_back(Sent { seq: live.seq, tags, headers });
+            for (mut frame, mut sent) in packer.frames {
+                live.seq += 1;
+                (frame.seq, sent.seq) = (live.seq, live.seq);
+                if !rule::on(Rule::ConfirmByOrigin) {
+                    sent.tags.iter().chain(&sent.headers).for_each(|lsn| self.unstable.confirm(*lsn));
+                } else if !sent.tags.is_empty() || !sent.headers.is_empty() {
+                    live.sent.push_back(sent);
                 }
-            } else {
-                tags.iter().chain(&headers).for_each(|lsn| self.unstable.confirm(*lsn));
+                out.push(Output::ToClient(conn, NodeMessage::Frame(frame)));
             }
-            out.push(Output::ToClient(conn, NodeMessage::Frame(frame)));
         }
+    }
+}
+
+/// Fills frames, each up to about `bytes_max`.
+struct Packer {
+    frames: Vec<(NodeFrame, Sent)>,
+    bytes: u64,
+    bytes_max: u64,
+    epoch: Epoch,
+    stable: Lsn,
+}
+
+impl Packer {
+    fn new(epoch: Epoch, stable: Lsn, bytes_max: u64) -> Self {
+        let mut packer = Self { frames: Vec::new(), bytes: 0, bytes_max, epoch, stable };
+        packer.begin();
+        packer
+    }
+
+    fn begin(&mut self) {
+        let frame = NodeFrame { epoch: self.epoch, stable: self.stable, ..NodeFrame::default() };
+        self.frames.push((frame, Sent { seq: 0, tags: Vec::new(), headers: Vec::new() }));
+        self.bytes = 0;
+    }
+
+    /// The frame that takes so many bytes more.
+    fn room(&mut self, bytes: usize) -> &mut (NodeFrame, Sent) {
+        if self.bytes >= self.bytes_max {
+            self.begin();
+        }
+        self.bytes += bytes as u64 + HEADER_COST;
+        self.frames.last_mut().expect("there is always one")
+    }
+
+    fn header(&mut self, header: &Header) {
+        let (frame, sent) = self.room(0);
+        // A command is confirmed by its origin alone; a system entry by whoever holds its header.
+        if header.body != Body::Command && header.body != Body::Noop {
+            sent.headers.push(header.lsn);
+        }
+        frame.manifest.push(header.clone());
+    }
+
+    fn response(&mut self, lsn: Lsn, response: Response) {
+        let stable = self.stable;
+        let length = match &response.outcome {
+            Some(Outcome::Reply(reply)) => reply.len(),
+            _ => 0,
+        };
+        let (frame, sent) = self.room(length);
+        if lsn > stable {
+            sent.tags.push(lsn);
+        }
+        frame.responses.push(response);
+    }
+
+    fn result(&mut self, result: QueryResult) {
+        let length = result.result.as_ref().map_or(0, bytes::Bytes::len);
+        self.room(length).0.results.push(result);
     }
 }
 

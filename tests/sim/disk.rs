@@ -50,10 +50,6 @@ impl Disk {
         Lsn(self.synced as u64)
     }
 
-    pub fn record(&self, lsn: Lsn) -> Option<&Record> {
-        self.log.get(usize::try_from(lsn.0).ok()?.checked_sub(1)?)
-    }
-
     /// Takes up the next piece of work; `false` if there is none.
     pub fn begin(&mut self, dice: &mut Dice) -> bool {
         assert!(self.busy.is_none());

@@ -3,7 +3,7 @@
 use tagalong::error::{Code, Error};
 use tagalong::log::{Epoch, GapPolicy, NodeId, Target};
 use tagalong::message::Role;
-use tagalong::node::{Admin, RecoveryPolicy};
+use tagalong::node::Admin;
 
 use crate::network::At;
 use crate::plan::Fault;
@@ -166,7 +166,7 @@ impl World {
         if fit.is_empty() { None } else { Some(self.dice.pick(&fit)) }
     }
 
-    fn block(&mut self, a: At, b: At, long: u64) {
+    pub fn block(&mut self, a: At, b: At, long: u64) {
         self.blocked.insert((a.min(b), a.max(b)), self.now + long);
         let ids: Vec<u64> =
             self.streams.iter().filter(|(_, stream)| stream.has(a) && stream.has(b)).map(|(id, _)| *id).collect();
@@ -223,7 +223,7 @@ impl World {
         self.admin(backup, Admin::Promote { force: !marks.in_sync, policy });
     }
 
-    fn lose(&mut self, at: usize) {
+    pub fn lose(&mut self, at: usize) {
         self.note(format!("node {at} is lost for good"));
         self.crash_node(at);
         self.nodes[at].lost = true;
@@ -371,9 +371,7 @@ impl World {
                 return Some(format!("client {at} is not at rest: {why}; its session: {state:?}"));
             }
         }
-        if self.plan.backup_at.is_none() {
-            return None;
-        }
+        self.plan.backup_at?;
         let Target::Backup(id) = primary.state().target() else {
             return Some(format!("no backup is the stability target of node {sovereign}"));
         };
@@ -431,10 +429,5 @@ impl World {
         }
         let log = self.nodes[sovereign].disk.log.clone();
         self.oracle.check_end(&self.clients, &log);
-    }
-
-    /// For the scenario tests: the policy of a promotion by hand.
-    pub fn wait() -> RecoveryPolicy {
-        RecoveryPolicy::Wait
     }
 }

@@ -47,8 +47,7 @@ impl Oracle {
 
     /// I5: the recovered log is the old primary's, up to what anybody observed and as far as it can be supplied, or
     /// the difference is in the report. I10: nothing is missing without a decision.
-    pub fn check_rebuilt(&mut self, nodes: &[Node], epoch: Epoch, reign: &ReignLog) {
-        let _ = nodes;
+    pub fn check_rebuilt(&mut self, epoch: Epoch, reign: &ReignLog) {
         let report = &reign.report;
         let Some(old) = self.reigns.get(&report.previous) else { return };
         let at = |lsn: Lsn| usize::try_from(lsn.0).expect("small") - 1;
@@ -83,7 +82,6 @@ impl Oracle {
     /// I5, I10, at the opening: with everybody heard, whatever a client saw or still holds is in the log.
     pub fn on_opened(
         &mut self,
-        nodes: &[Node],
         clients: &[SimClient],
         at: usize,
         epoch: Epoch,
@@ -91,7 +89,6 @@ impl Oracle {
         report: &EpochStart,
         now: u64,
     ) {
-        let _ = nodes;
         let Some(reign) = self.reigns.get_mut(&epoch) else {
             self.violate("I7", format!("node {at} opens {epoch}, which it never began"));
             return;

@@ -5,7 +5,7 @@
 //! prints the command that replays it. The long form:
 //!
 //! ```sh
-//! TAGALONG_SEEDS=0..10000 cargo test --release --features seeded-bugs --test sim -- --ignored --nocapture
+//! TAGALONG_SEEDS=0..10000 cargo test --release --features seeded-bugs --test sim -- --ignored --nocapture many_seeds
 //! ```
 
 #![cfg(feature = "seeded-bugs")]
@@ -21,6 +21,7 @@ mod network;
 mod node;
 mod oracle;
 mod plan;
+mod scenarios;
 mod world;
 
 use std::cell::RefCell;

@@ -134,8 +134,7 @@ impl Oracle {
 
     // Reigns.
 
-    pub fn on_append(&mut self, nodes: &mut [Node], at: usize, records: &[Record], now: u64) {
-        let _ = now;
+    pub fn on_append(&mut self, nodes: &mut [Node], at: usize, records: &[Record]) {
         let node = &nodes[at];
         let Some(primary) = node.primary() else {
             self.check_prefix(node, at, records);
@@ -155,7 +154,7 @@ impl Oracle {
             let Body::EpochStart(report) = &last.entry.header.body else { unreachable!() };
             let report = (**report).clone();
             let reign = ReignLog { node: at, log, start: last.lsn(), resumed: last.lsn(), report, opened: None };
-            self.check_rebuilt(nodes, epoch, &reign);
+            self.check_rebuilt(epoch, &reign);
             self.reigns.insert(epoch, reign);
             nodes[at].serving = Some(epoch);
             return;
@@ -180,6 +179,12 @@ impl Oracle {
         }
     }
 
+    /// A reign that begins to serve without having said so before.
+    pub fn unopened(&self, epoch: Epoch) -> Option<(Lsn, EpochStart)> {
+        let reign = self.reigns.get(&epoch).filter(|reign| reign.opened.is_none())?;
+        Some((reign.start, reign.report.clone()))
+    }
+
     pub fn record(&self, epoch: Epoch, lsn: Lsn) -> Option<&Record> {
         let index = usize::try_from(lsn.0).ok()?.checked_sub(1)?;
         self.reigns.get(&epoch)?.log.get(index)
@@ -202,7 +207,7 @@ impl Oracle {
         self.views[at].ops.last_key_value().map_or(Request(0), |(request, _)| *request)
     }
 
-    pub fn on_write(&mut self, at: usize, request: Request, payload: Bytes, level: Level, _now: u64) {
+    pub fn on_write(&mut self, at: usize, request: Request, payload: Bytes, level: Level) {
         self.keys.insert(tagalong::log::Digest::crc32(&payload).value, payload[0]);
         let op = Op { payload, level, withdrawn: false, unheard: false, floor: self.floor, done: None };
         if self.views[at].ops.insert(request, op).is_some() {
@@ -216,7 +221,7 @@ impl Oracle {
         }
     }
 
-    pub fn on_query(&mut self, at: usize, id: u64, key: u8, level: Level, _now: u64) {
+    pub fn on_query(&mut self, at: usize, id: u64, key: u8, level: Level) {
         self.views[at].asked.insert(id, Asked { key, level, floor: self.floor });
     }
 
@@ -272,15 +277,7 @@ impl Oracle {
         excused && self.reigns.range(epoch..).skip(1).any(|(_, reign)| reign.opened.is_some())
     }
 
-    pub fn on_done(
-        &mut self,
-        client: &SimClient,
-        at: usize,
-        request: Request,
-        outcome: &Outcome,
-        tag: Option<Tag>,
-        _now: u64,
-    ) {
+    pub fn on_done(&mut self, client: &SimClient, at: usize, request: Request, outcome: &Outcome, tag: Option<Tag>) {
         let place = tag.map(|tag| (tag.epoch, tag.lsn));
         let reply = match outcome {
             Outcome::Reply(reply) => Some(reply.clone()),
@@ -314,7 +311,7 @@ impl Oracle {
         self.floor = self.floor.max(lsn);
     }
 
-    pub fn on_result(&mut self, client: &SimClient, at: usize, id: u64, result: &Result<Bytes>, _now: u64) {
+    pub fn on_result(&mut self, client: &SimClient, at: usize, id: u64, result: &Result<Bytes>) {
         let Some(asked) = self.views[at].asked.remove(&id) else {
             self.violate("I6", format!("client {at} is told of query {id} twice, or never asked it"));
             return;

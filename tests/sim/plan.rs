@@ -136,6 +136,7 @@ impl Plan {
             command_bytes_max,
             sessions_max: 1_000,
             queries_max: 64,
+            frame_bytes: dice.pick(&[1, 500, 1 << 18]),
             batch_max: if dice.percent(50) { usize::try_from(dice.between(1, 4)).expect("small") } else { 4_096 },
             checkpoint_every_us: dice.between(500, 20_000),
             suspend_after_us: if dice.percent(50) { dice.between(5_000, 60_000) } else { 1_000_000 },
@@ -146,7 +147,7 @@ impl Plan {
         };
         let client = ClientSettings {
             unsent_bytes_max: 64 << 20,
-            cache_bytes_max: if tiny { dice.between(8_192, 12_000) } else { 1 << 20 },
+            cache_bytes_max: if dice.percent(30) { dice.between(8_192, 12_000) } else { 1 << 20 },
             confirm_delay_us: dice.between(100, 4_000),
             queries_max: 32,
             volatile: false,
@@ -262,14 +263,45 @@ impl Plan {
             Rule::RefuseOldEpoch => {
                 self.faults = vec![Fault::Ghost, Fault::Ghost, Fault::CrashPrimary];
                 self.backup_at = Some(0);
+                self.fault_every = 8_000;
+                (self.lan_us, self.wan_us, self.disk_us) = ((50, 100), (50, 500), (10, 100));
+            }
+            Rule::ReportStands => {
+                self.faults = vec![
+                    Fault::CrashClient,
+                    Fault::CrashClient,
+                    Fault::LosePrimary,
+                    Fault::CrashPrimary,
+                    Fault::CutLink,
+                ];
+                self.primary.lowest = Level::Tagged;
+                self.primary.pull_credit_bytes = 1;
+                self.primary.log_before_send = false;
+                self.backup_at = Some(0);
+                (self.clients, self.persistent, self.payload_max, self.think_us) = (5, 0, 400, 1_000);
+                self.primary.delta_bytes_max = 1 << 20;
+                (self.lan_us, self.wan_us) = ((50, 3_000), (10_000, 20_000));
                 self.fault_every = 10_000;
+            }
+            Rule::CleanMarkErased => {
+                self.faults = vec![Fault::Stop, Fault::CrashPrimary];
+                self.primary.lowest = Level::Tagged;
+                self.primary.log_before_send = false;
+                self.backup_at = None;
+                self.primary.require_backup = false;
+                (self.persistent, self.disk_us, self.fault_every) = (100, (10, 8_000), 15_000);
+            }
+            Rule::SuspendFinal | Rule::SuspendDrained => {
+                self.faults.push(Fault::Break);
+                self.primary.suspend_after_us = 5_000;
             }
             Rule::ManifestOwn => {
                 self.faults = vec![Fault::Break];
                 self.primary.lowest = Level::Tagged;
                 self.backup_at = Some(0);
-                (self.queries, self.clients, self.calls, self.think_us) = (50, 4, 60, 300);
-                self.fault_every = 3_000;
+                (self.queries, self.clients, self.calls, self.think_us) = (50, 5, 100, 1_000);
+                self.fault_every = 2_000;
+                self.client.confirm_delay_us = 4_000;
                 self.queries_first = true;
                 (self.lan_us, self.wan_us) = ((50, 3_000), (30_000, 60_000));
             }

@@ -72,6 +72,10 @@ impl World {
     pub fn new(seed: u64, bias: Option<Rule>, trace: bool) -> Self {
         let mut dice = Dice::new(seed);
         let plan = Plan::new(&mut dice, bias);
+        Self::with_plan(plan, dice, trace)
+    }
+
+    pub fn with_plan(plan: Plan, dice: Dice, trace: bool) -> Self {
         if trace {
             println!("{plan:#?}");
         }
@@ -136,6 +140,18 @@ impl World {
         }
     }
 
+    /// Runs until something is so, or a virtual second has gone by.
+    pub fn until(&mut self, what: &str, mut so: impl FnMut(&World) -> bool) {
+        let end = self.now + 1_000_000;
+        while !so(self) {
+            assert!(self.oracle.violation.is_none(), "{:?}", self.oracle.violation);
+            let Some(Reverse((at, _, event))) = self.queue.pop() else { panic!("nothing happens before {what}") };
+            self.now = self.now.max(at);
+            assert!(self.now < end, "{what}: {}", self.unfinished());
+            self.handle(event);
+        }
+    }
+
     pub fn note(&self, what: impl AsRef<str>) {
         if self.trace {
             println!("{:>9.3} ms  {}", (self.now - 1_000_000) as f64 / 1e3, what.as_ref());
@@ -154,22 +170,12 @@ impl World {
                 self.nodes[node].flush_due = false;
                 self.step_node(node, Input::Flush);
             }
-            Event::TickNode { node, life } if self.nodes[node].life == life => {
-                if self.nodes[node].tick_at.is_some_and(|at| at <= self.now) {
-                    self.nodes[node].tick_at = None;
-                    self.step_node(node, Input::Tick);
-                }
-            }
+            Event::TickNode { node, life } if self.nodes[node].life == life => self.tick_node(node),
             Event::FlushClient { client, life } if self.clients[client].life == life => {
                 self.clients[client].flush_due = false;
                 self.step_client(client, ClientInput::Flush);
             }
-            Event::TickClient { client, life } if self.clients[client].life == life => {
-                if self.clients[client].tick_at.is_some_and(|at| at <= self.now) {
-                    self.clients[client].tick_at = None;
-                    self.step_client(client, ClientInput::Tick);
-                }
-            }
+            Event::TickClient { client, life } if self.clients[client].life == life => self.tick_client(client),
             Event::Disk { node, life } if self.nodes[node].life == life => {
                 let done = self.nodes[node].disk.complete();
                 if let Some(input) = done {
@@ -199,6 +205,20 @@ impl World {
                 }
             }
             _ => {}
+        }
+    }
+
+    fn tick_node(&mut self, at: usize) {
+        if self.nodes[at].tick_at.is_some_and(|due| due <= self.now) {
+            self.nodes[at].tick_at = None;
+            self.step_node(at, Input::Tick);
+        }
+    }
+
+    fn tick_client(&mut self, at: usize) {
+        if self.clients[at].tick_at.is_some_and(|due| due <= self.now) {
+            self.clients[at].tick_at = None;
+            self.step_client(at, ClientInput::Tick);
         }
     }
 
@@ -232,6 +252,9 @@ impl World {
             let epoch = primary.epoch();
             self.nodes[at].serving = Some(epoch);
             self.oracle.reign_goes_on(epoch, end);
+            if let Some((start, report)) = self.oracle.unopened(epoch) {
+                self.oracle.on_opened(&self.clients, at, epoch, start, &report, self.now);
+            }
         }
         self.note(format!("node {at} starts with a log of {end}"));
         self.carry_out(at, out);
@@ -312,7 +335,7 @@ impl World {
                 }
                 Output::Close(conn) => self.close(conn.0, At::Node(at)),
                 Output::Append(records) => {
-                    self.oracle.on_append(&mut self.nodes, at, &records, self.now);
+                    self.oracle.on_append(&mut self.nodes, at, &records);
                     self.nodes[at].disk.push(Operation::Append(records));
                     self.run_disk(at);
                 }
@@ -356,7 +379,7 @@ impl World {
         self.note(format!("node {at}: {event:?}"));
         match event {
             NodeEvent::Opened { report, epoch, start } => {
-                self.oracle.on_opened(&self.nodes, &self.clients, at, epoch, start, &report, self.now);
+                self.oracle.on_opened(&self.clients, at, epoch, start, &report, self.now);
             }
             NodeEvent::Stopped(_) => self.nodes[at].stopped = true,
             NodeEvent::Refused(error) => self.on_backup_refused(at, &error),
@@ -782,12 +805,12 @@ impl World {
                         "client {at}: request {request} is done at {:?}: {outcome:?}",
                         tag.map(|t| t.lsn)
                     ));
-                    self.oracle.on_done(&self.clients[at], at, request, &outcome, tag, self.now);
+                    self.oracle.on_done(&self.clients[at], at, request, &outcome, tag);
                 }
                 ClientOutput::Result { id, result } => {
                     self.clients[at].queries.remove(&id);
                     self.note(format!("client {at}: query {id} is answered: {result:?}"));
-                    self.oracle.on_result(&self.clients[at], at, id, &result, self.now);
+                    self.oracle.on_result(&self.clients[at], at, id, &result);
                 }
                 ClientOutput::Flushed(token) => {
                     self.clients[at].flushes.retain(|waiting| *waiting != token);
@@ -893,17 +916,17 @@ impl World {
                 }
                 _ => {
                     if let Ok(request) = core.try_write(payload.clone(), level) {
-                        self.oracle.on_write(at, request, payload, level, self.now);
+                        self.oracle.on_write(at, request, payload, level);
                     }
                 }
             }
         } else if query {
             if let Ok(id) = core.query(Bytes::copy_from_slice(&[key]), level) {
                 self.clients[at].queries.insert(id, ());
-                self.oracle.on_query(at, id, key, level, self.now);
+                self.oracle.on_query(at, id, key, level);
             }
         } else if let Ok(request) = core.write(payload.clone(), level) {
-            self.oracle.on_write(at, request, payload, level, self.now);
+            self.oracle.on_write(at, request, payload, level);
         }
         self.flush_client(at);
         self.after(think, Event::Work { client: at, life });
@@ -921,12 +944,14 @@ fn goes_on(primary: &tagalong::primary::Primary) -> bool {
         && state.epoch().node == marks.node
         && state.lowest() == settings.lowest
         && marks.reign == marks.promised
+        && (start.target == tagalong::log::Target::Own
+            || state.reigns_from(state.epoch()).first().is_some_and(|reign| marks.stable >= reign.start))
 }
 
 fn brief(parcel: &Parcel) -> String {
     let mut text = format!("{parcel:?}");
-    if text.len() > 700 {
-        text.truncate((0..=700).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0));
+    if text.len() > 1_500 {
+        text.truncate((0..=1_500).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0));
         text.push('…');
     }
     text

@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::client::CacheOp;
 use crate::error::{Code, Error, Result};
+use crate::net::guarded;
 use crate::store::ClientCache;
 
 /// Writes that wait; the driver waits for room beyond that.
@@ -24,36 +25,28 @@ struct Shared {
 pub(super) struct Cache {
     jobs: mpsc::Sender<Vec<CacheOp>>,
     shared: Arc<Shared>,
+    /// Resolves when the thread has let go of the cache.
+    gone: oneshot::Receiver<()>,
 }
 
 impl Cache {
-    pub(super) fn spawn(mut cache: Box<dyn ClientCache>) -> Result<Self> {
-        let (jobs, mut queue) = mpsc::channel::<Vec<CacheOp>>(QUEUE_MAX);
+    pub(super) fn spawn(cache: Box<dyn ClientCache>) -> Result<Self> {
+        let (jobs, queue) = mpsc::channel::<Vec<CacheOp>>(QUEUE_MAX);
         let shared = Arc::new(Shared::default());
         let theirs = Arc::clone(&shared);
+        let (alive, gone) = oneshot::channel();
         std::thread::Builder::new().name("tagalong-cache".to_owned()).spawn(move || {
-            let mut batch = Vec::new();
-            loop {
-                let count = queue.blocking_recv_many(&mut batch, QUEUE_MAX);
-                if count == 0 {
-                    return;
-                }
-                let ops: Vec<CacheOp> = batch.drain(..).flatten().collect();
-                match cache.write(&ops) {
-                    Ok(()) => {
-                        theirs.stored.fetch_add(count as u64, Ordering::Release);
-                        theirs.bell.notify_one();
-                    }
-                    Err(error) => {
-                        let why = format!("the client's cache failed, so this client stops: {error}");
-                        *theirs.failed.lock() = Some(Error::new(Code::Storage, why));
-                        theirs.bell.notify_one();
-                        return;
-                    }
-                }
-            }
+            run(cache, queue, &theirs);
+            drop::<oneshot::Sender<()>>(alive);
         })?;
-        Ok(Self { jobs, shared })
+        Ok(Self { jobs, shared, gone })
+    }
+
+    /// Writes what is queued, and lets go of the cache.
+    pub(super) async fn finish(self) {
+        drop(self.jobs);
+        // It never sends: it is dropped.
+        let _ = self.gone.await;
     }
 
     /// Queues a write; waits while the queue is full.
@@ -72,6 +65,30 @@ impl Cache {
         match self.shared.failed.lock().clone() {
             Some(error) => Err(error),
             None => Ok(self.shared.stored.load(Ordering::Acquire)),
+        }
+    }
+}
+
+fn run(mut cache: Box<dyn ClientCache>, mut queue: mpsc::Receiver<Vec<CacheOp>>, shared: &Shared) {
+    let mut batch = Vec::new();
+    loop {
+        let count = queue.blocking_recv_many(&mut batch, QUEUE_MAX);
+        if count == 0 {
+            return;
+        }
+        let ops: Vec<CacheOp> = batch.drain(..).flatten().collect();
+        let written = guarded("the cache", || cache.write(&ops));
+        match written.and_then(|written| written.map_err(Error::from)) {
+            Ok(()) => {
+                shared.stored.fetch_add(count as u64, Ordering::Release);
+                shared.bell.notify_one();
+            }
+            Err(error) => {
+                let why = format!("the client's cache failed, so this client stops: {}", error.message());
+                *shared.failed.lock() = Some(Error::new(Code::Storage, why));
+                shared.bell.notify_one();
+                return;
+            }
         }
     }
 }

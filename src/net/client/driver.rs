@@ -43,10 +43,12 @@ impl Driver {
         events: broadcast::Sender<ClientEvent>,
         endpoints: Vec<String>,
         settings: NetSettings,
+        outbox_max: usize,
         closing: watch::Receiver<bool>,
     ) -> Self {
         let (sender, news) = mpsc::channel(settings.queue_max);
-        let visitor = Visitor { news: sender, conns: Arc::new(AtomicU64::new(0)), settings, closing: closing.clone() };
+        let conns = Arc::new(AtomicU64::new(0));
+        let visitor = Visitor { news: sender, conns, settings, outbox_max, closing: closing.clone() };
         let mut driver = Self {
             shared,
             clock,
@@ -118,14 +120,24 @@ impl Driver {
             for conn in std::mem::take(&mut self.stuck) {
                 self.step(&mut inner, ClientInput::Gone(conn));
             }
+            drop(inner);
+            shared.room.notify_waiters();
         }
-        let dropped = Error::new(Code::Closed, "the session is closed");
-        shared.inner.lock().end(&dropped);
-        shared.view.send_modify(|view| {
+        self.end("the session is closed");
+        if let Some(cache) = self.cache.take() {
+            cache.finish().await;
+        }
+    }
+
+    /// Whoever waits is told that nothing more will come, unless they were told why already.
+    fn end(&self, why: &str) {
+        let closed = Error::new(Code::Closed, why);
+        self.shared.inner.lock().end(&closed);
+        self.shared.view.send_modify(|view| {
             view.attached = None;
-            view.ended.get_or_insert(dropped);
+            view.ended.get_or_insert(closed);
         });
-        shared.reads.close();
+        self.shared.room.notify_waiters();
     }
 
     fn take_stored(&mut self, inner: &mut Inner) {
@@ -194,7 +206,7 @@ impl Driver {
                     Outcome::Superseded => WriteOutcome::Superseded { request },
                 }),
                 ClientOutput::Result { id, result } => {
-                    if let Some((reader, _)) = inner.reads.remove(&id) {
+                    if let Some(reader) = inner.reads.remove(&id) {
                         // A reader that went away is no loss.
                         let _ = reader.send(result);
                     }
@@ -231,5 +243,13 @@ impl Driver {
                 tokio::spawn(self.visitor.clone().visit(endpoint));
             }
         }
+    }
+}
+
+impl Drop for Driver {
+    /// The task may be dropped with its runtime, or panic, while handles live on elsewhere.
+    fn drop(&mut self) {
+        self.end("the client's task is gone: the runtime it was started on ended, or it panicked");
+        self.shared.view.send_modify(|view| view.gone = true);
     }
 }

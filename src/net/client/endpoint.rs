@@ -18,6 +18,8 @@ pub(super) struct Visitor {
     pub(super) news: mpsc::Sender<News>,
     pub(super) conns: Arc<AtomicU64>,
     pub(super) settings: NetSettings,
+    /// Messages that may wait to be sent on one stream.
+    pub(super) outbox_max: usize,
     pub(super) closing: watch::Receiver<bool>,
 }
 
@@ -61,7 +63,7 @@ impl Visitor {
         let channel = self.settings.dial(endpoint, self.settings.stream_window_bytes).await?;
         let mut client =
             pb::session_client::SessionClient::new(channel).max_decoding_message_size(self.settings.message_bytes_max);
-        let (outbox, queue) = mpsc::channel(self.settings.queue_max);
+        let (outbox, queue) = mpsc::channel(self.outbox_max);
         let pack: fn(_) -> pb::ClientMessages = pb::ClientMessages::from;
         let (outgoing, dropped) = Outgoing::new(queue, weigh, pack);
         let answer = tokio::time::timeout(self.settings.connect_timeout, client.attach(outgoing)).await;
