@@ -69,6 +69,9 @@ pub(crate) struct ServeArgs {
     /// The largest command or query.
     #[arg(long, value_name = "BYTES", default_value_t = PrimarySettings::default().command_bytes_max)]
     command_bytes_max: u64,
+    /// Stop the node rather than let its log take more than about this.
+    #[arg(long, value_name = "BYTES")]
+    log_bytes_max: Option<u64>,
     /// How many requests of a session may be unanswered at once.
     #[arg(long, value_name = "REQUESTS", default_value_t = PrimarySettings::default().window)]
     window: u64,
@@ -130,7 +133,12 @@ enum Node {
 
 impl Node {
     async fn start(args: &ServeArgs) -> Result<Self> {
-        let mut log = FileLog::open(&args.dir, FileLogOptions::default())?;
+        let options = FileLogOptions { bytes_max: args.log_bytes_max, ..FileLogOptions::default() };
+        let mut log = FileLog::open(&args.dir, options)?;
+        if let Some(torn) = &log.opened().torn {
+            let file = torn.file.display();
+            tracing::warn!(%file, offset = torn.offset, bytes = torn.bytes, "a torn write at the end of the log was cut off");
+        }
         let marks = log.marks()?;
         let (domain, settings, state) = (&args.domain, args.settings(), KvStore::new());
         if let Some(primary) = starts_as_backup(args, marks.as_ref())? {

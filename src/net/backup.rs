@@ -168,7 +168,8 @@ impl Backup {
     /// # Errors
     /// Why the node stopped, if it does first.
     pub async fn promoted(&self) -> Result<Recovery> {
-        let found = |view: &super::node::View| (view.role != Role::Backup).then_some(Ok(()));
+        let promoted = |role| matches!(role, Role::Recovering | Role::Primary);
+        let found = |view: &super::node::View| promoted(view.role).then_some(Ok(()));
         self.running.node.wait(found).await?;
         Ok(Recovery { running: Arc::clone(&self.running), after: Epoch::ZERO })
     }

@@ -75,6 +75,8 @@ pub(super) async fn read_stream<M, P>(
 ) {
     loop {
         let message = tokio::select! {
+            // A peer that says why and hangs up resets the stream: what it said is at hand, and goes first.
+            biased;
             message = stream.message() => message,
             _ = &mut dropped => break,
         };
