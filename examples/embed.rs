@@ -48,7 +48,7 @@ async fn main() -> Result<(), tagalong::Error> {
 
     client.write("Once upon a time, ").await?.reply()?; // one round trip to the primary, none to the backup
     let length = client.write("nothing was lost.").await?.reply()?;
-    drop(primary); // the disaster: what the backup did not get exists only in the client's cache now
+    primary.abort().await; // the disaster: what the backup did not get is in the client's cache alone now
 
     let recovery = backup.promote(RecoveryPolicy::Wait).await?;
     let (primary, opened) = recovery.opened().await?;
