@@ -465,6 +465,10 @@ impl Backup {
         }
         self.marks.in_sync = true;
         self.save_marks(out);
+        if let Some(link) = &mut self.link {
+            // A grant is answered, even where an older one was marked before: the primary waits for it.
+            link.acknowledged.2 = false;
+        }
         Ok(())
     }
 

@@ -910,3 +910,48 @@ fn a_second_hello_is_refused() {
     alone.give(Input::Gone(Conn(1)));
     assert!(!alone.core.status(Time(1)).sessions[0].connected);
 }
+
+/// A backup was granted in one reign, and its mark became durable only while the primary restarted: the new reign's hello
+/// said "not in sync", an acknowledgement soon after said otherwise, too early to count, and the grant that followed found
+/// the mark there already and was never answered. Nothing became stable any more.
+#[test]
+fn a_grant_is_answered_though_an_older_one_was_marked() {
+    let marks = Marks { cluster: ClusterId(7), group: GroupId(8), node: NodeId(2), in_sync: true, ..Marks::default() };
+    let west = BackupSettings { domain: "west".to_owned(), endpoint: String::new(), primary: settings("west") };
+    let (now, link, epoch) = (Time(1_000_000), Conn(1), reign());
+    let mut core = Backup::new(west, marks, LogState::new(), now, &mut Vec::new()).unwrap();
+    let mut saves = 0;
+    let mut step = |input| {
+        let mut inputs = VecDeque::from([input]);
+        let mut acks = Vec::new();
+        while let Some(input) = inputs.pop_front() {
+            let mut out = Vec::new();
+            core.step(now, input, &mut out);
+            for output in out {
+                match output {
+                    Output::SaveMarks(_) => {
+                        saves += 1;
+                        inputs.push_back(Input::MarksSaved(saves));
+                    }
+                    Output::ToPrimary(_, BackupMessage::Ack { in_sync, .. }) => acks.push(in_sync),
+                    _ => {}
+                }
+            }
+        }
+        acks
+    };
+    step(Input::Linked(link));
+    let welcome = PrimaryMessage::Welcome {
+        version: VERSION,
+        cluster: ClusterId(7),
+        group: GroupId(8),
+        node: NodeId(1),
+        endpoint: String::new(),
+    };
+    step(Input::FromPrimary(link, welcome));
+    let (base, stable) = (Lsn(0), Lsn(0));
+    let first = PrimaryMessage::Append { epoch, base, stable, echo: 1, records: Vec::new() };
+    step(Input::FromPrimary(link, first));
+    assert_eq!(step(Input::FromPrimary(link, PrimaryMessage::Grant { epoch })), [true]);
+    assert_eq!(step(Input::FromPrimary(link, PrimaryMessage::Grant { epoch })), [true], "as often as it is given");
+}
