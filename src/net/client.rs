@@ -24,6 +24,7 @@ mod endpoint;
 mod tests;
 
 use driver::Driver;
+use endpoint::Visitor;
 
 /// Events kept for a listener that is slow.
 const EVENTS_MAX: usize = 1024;
@@ -380,7 +381,9 @@ impl TaggedClientBuilder {
         let cache = cache.map(cache::Cache::spawn).transpose()?;
         let (closing, closed) = watch::channel(false);
         let weak = events.downgrade();
-        let driver = Driver::new(Arc::clone(&shared), clock, cache, events, endpoints, net, outbox_max, closed);
+        let (sender, news) = mpsc::channel(net.queue_max);
+        let visitor = Visitor { news: sender, conns: Arc::default(), settings: net, outbox_max, closing: closed };
+        let driver = Driver::new(Arc::clone(&shared), clock, cache, events, endpoints, visitor, news);
         tokio::spawn(driver.run(out));
         Ok(TaggedClient { id, running: Arc::new(Running { shared, events: weak, closing }) })
     }

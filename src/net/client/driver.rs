@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 
 use tokio::sync::{broadcast, mpsc, watch};
 
@@ -12,7 +11,7 @@ use super::{Inner, News, Shared, WriteOutcome};
 use crate::client::{CacheOp, ClientEvent, ClientInput, ClientOutput};
 use crate::error::{Code, Error};
 use crate::message::{ClientMessage, Outcome};
-use crate::net::{Clock, NetSettings};
+use crate::net::Clock;
 use crate::node::Conn;
 
 /// News taken before the batched work is done.
@@ -42,13 +41,10 @@ impl Driver {
         cache: Option<Cache>,
         events: broadcast::Sender<ClientEvent>,
         endpoints: Vec<String>,
-        settings: NetSettings,
-        outbox_max: usize,
-        closing: watch::Receiver<bool>,
+        visitor: Visitor,
+        news: mpsc::Receiver<News>,
     ) -> Self {
-        let (sender, news) = mpsc::channel(settings.queue_max);
-        let conns = Arc::new(AtomicU64::new(0));
-        let visitor = Visitor { news: sender, conns, settings, outbox_max, closing: closing.clone() };
+        let closing = visitor.closing.clone();
         let mut driver = Self {
             shared,
             clock,
