@@ -186,6 +186,8 @@ pub struct Primary {
     counts_backup: bool,
     config_proposed: bool,
     config_lsn: Lsn,
+    /// Some session may stand since a later entry than the checkpoint that is marked.
+    admitting: bool,
 
     checkpoint_due: Option<Time>,
     housekeeping_due: Option<Time>,

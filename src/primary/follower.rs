@@ -316,9 +316,16 @@ impl Primary {
 
     /// Saves a lower bound of `stable` now and then: a restart in the own epoch reads the log back from there.
     fn note_stable(&mut self, out: &mut Vec<Output>) {
-        let known = self.marks.stable;
-        if self.saved == self.saves && self.water.stable().0 >= known.0 + 65_536 {
-            self.marks.stable = self.water.stable();
+        let (known, stable) = (self.marks.stable, self.water.stable());
+        // A session that was welcome has to be welcome again after a restart, whether the backup is there or not.
+        let mut welcome = false;
+        if self.admitting {
+            let newer = self.state.sessions().values().map(|session| session.since).filter(|since| *since > known);
+            welcome = newer.clone().any(|since| since <= stable);
+            self.admitting = newer.count() > 0;
+        }
+        if self.saved == self.saves && (welcome || stable.0 >= known.0 + 65_536) {
+            self.marks.stable = stable;
             self.save_marks(out);
         }
     }

@@ -271,6 +271,7 @@ impl Primary {
                 self.departing.insert(origin.client, lsn);
             }
             (_, Some(origin)) => {
+                self.admitting = true;
                 self.in_flight.remove(&origin.client);
                 if !self.attached.contains_key(&origin.client) {
                     self.disconnected.insert(origin.client, now);

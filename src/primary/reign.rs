@@ -180,6 +180,7 @@ impl Primary {
             counts_backup: false,
             config_proposed: false,
             config_lsn: Lsn(0),
+            admitting: true,
             checkpoint_due: None,
             housekeeping_due: None,
             failure: None,
@@ -221,6 +222,9 @@ impl Primary {
     fn try_go_on(&mut self, now: Time, out: &mut Vec<Output>) {
         let loaded = self.unstable.next() > self.water.head();
         if matches!(self.phase, Phase::Loading) && loaded && self.saved == self.saves {
+            let report = Box::new(self.state.start().clone());
+            let start = self.state.reigns_from(self.epoch)[0].start;
+            out.push(Output::Event(NodeEvent::Opened { report, epoch: self.epoch, start }));
             self.open(now, out);
         }
     }

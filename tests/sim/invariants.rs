@@ -93,7 +93,11 @@ impl Oracle {
             self.violate("I7", format!("node {at} opens {epoch}, which it never began"));
             return;
         };
-        reign.opened.get_or_insert(now);
+        if reign.opened.is_some() {
+            // It goes on after a restart: it was judged when it began.
+            return;
+        }
+        reign.opened = Some(now);
         // A reign that was concluded and crashed before it opened decided for those after it.
         let (mut decided, mut start) = (report.policy.is_some() || !report.excluded.is_empty(), start);
         let mut before = report.previous;
