@@ -521,11 +521,16 @@ struct Alone {
 impl Alone {
     fn new() -> Self {
         let marks = Marks { cluster: ClusterId(7), group: GroupId(8), node: NodeId(1), ..Marks::default() };
+        let mut alone = Self::start(settings("east"), marks, LogState::new());
+        alone.give(Input::Flush);
+        alone
+    }
+
+    fn start(settings: PrimarySettings, marks: Marks, state: LogState) -> Self {
         let mut out = Vec::new();
-        let core = Primary::new(settings("east"), marks, LogState::new(), Time(1), &mut out).unwrap();
+        let core = Primary::new(settings, marks, state, Time(1), &mut out).unwrap();
         let mut alone = Self { core, saves: 0, log: Vec::new(), sent: Vec::new() };
         alone.carry_out(out);
-        alone.give(Input::Flush);
         alone
     }
 
@@ -562,7 +567,7 @@ impl Alone {
     }
 
     fn end(&self) -> Lsn {
-        Lsn(self.log.len() as u64)
+        self.log.last().map_or(Lsn(0), Record::lsn)
     }
 
     fn was_granted(&self, to: Conn) -> bool {
@@ -954,4 +959,33 @@ fn a_grant_is_answered_though_an_older_one_was_marked() {
     step(Input::FromPrimary(link, first));
     assert_eq!(step(Input::FromPrimary(link, PrimaryMessage::Grant { epoch })), [true]);
     assert_eq!(step(Input::FromPrimary(link, PrimaryMessage::Grant { epoch })), [true], "as often as it is given");
+}
+
+/// A service that wants a backup is restarted, and its sessions wait for the grant. They were admitted when the backup said
+/// that it had it; but when the link broke in between, its next hello said so already, and they waited for ever.
+#[test]
+fn sessions_are_admitted_though_the_link_breaks_at_the_grant() {
+    let start = EpochStart { target: Target::Backup(NodeId(2)), ..EpochStart::default() };
+    let mut state = LogState::new();
+    state.apply_header(&header(1, Body::EpochStart(Box::new(start)), None, b""), None).unwrap();
+    let (cluster, group, node) = (ClusterId(7), GroupId(8), NodeId(1));
+    let marks = Marks { cluster, group, node, promised: reign(), reign: reign(), ..Marks::default() };
+    let mut alone = Alone::start(PrimarySettings { require_backup: true, ..settings("east") }, marks, state);
+    let epoch = Epoch { number: 2, ..reign() };
+    let link = Conn(2);
+    alone.give(Input::FromBackup(link, hello(2, 1, reign(), false)));
+    alone.give(Input::FromBackup(link, BackupMessage::Promised { epoch, end: Lsn(1), last: reign() }));
+    alone.attach(Conn(1), 100, 1);
+    let ack = |durable, in_sync| BackupMessage::Ack { epoch, durable: Lsn(durable), echo: 0, in_sync };
+    alone.give(Input::FromBackup(link, ack(2, false)));
+    assert!(alone.was_granted(link));
+    alone.give(Input::Gone(link));
+    let link = Conn(3);
+    alone.give(Input::FromBackup(link, hello(2, 2, epoch, true)));
+    for durable in 2..5 {
+        alone.give(Input::FromBackup(link, ack(durable.min(alone.core.watermarks().head().0), true)));
+        alone.give(Input::Flush);
+    }
+    let welcome = |output: &Output| matches!(output, Output::ToClient(_, NodeMessage::Welcome(_)));
+    assert!(alone.sent.iter().any(welcome));
 }

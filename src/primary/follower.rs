@@ -226,10 +226,6 @@ impl Primary {
         }
         self.try_open(now, out);
         self.advance_stable(now, out);
-        if granted {
-            // Sessions may have waited for just that.
-            self.admit_waiting(now, out);
-        }
         self.release_reads();
         self.pump(out);
     }
@@ -284,6 +280,15 @@ impl Primary {
 
     /// Moves `stable` to where the stability target is, and does what waited for it.
     pub(super) fn advance_stable(&mut self, now: Time, out: &mut Vec<Output>) {
+        let counted = self.counts_backup;
+        self.move_stable(now, out);
+        if self.counts_backup && !counted {
+            // Sessions may have waited for just that, whatever becomes of the grant.
+            self.admit_waiting(now, out);
+        }
+    }
+
+    fn move_stable(&mut self, now: Time, out: &mut Vec<Output>) {
         if !matches!(self.phase, Phase::Open | Phase::Stopping) {
             return;
         }
