@@ -21,7 +21,7 @@ use crate::message::{
 use crate::node::{Admin, Conn, Input, Output, RecoveryPolicy, elapsed};
 use crate::primary::{Primary, PrimarySettings, Promoted, check_hello};
 use crate::rule::{self, Rule};
-use crate::session::{LogState, Standing};
+use crate::session::LogState;
 use crate::store::Marks;
 
 /// Records applied at once.
@@ -672,12 +672,7 @@ impl Backup {
         let sessions = self.state.sessions().iter().map(|(client, session)| SessionStatus {
             client: *client,
             domain: session.info.domain.clone(),
-            state: match session.standing {
-                Standing::On => "on",
-                Standing::Suspended => "suspended",
-                Standing::Absent => "absent",
-            }
-            .to_owned(),
+            state: session.standing.name().to_owned(),
             connected: false,
             last: session.last,
             held_entries: 0,

@@ -464,12 +464,7 @@ impl Primary {
             SessionStatus {
                 client: *client,
                 domain: session.info.domain.clone(),
-                state: match session.standing {
-                    Standing::On => "on",
-                    Standing::Suspended => "suspended",
-                    Standing::Absent => "absent",
-                }
-                .to_owned(),
+                state: session.standing.name().to_owned(),
                 connected: self.attached.contains_key(client),
                 last: session.last,
                 held_entries,

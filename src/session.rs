@@ -32,6 +32,17 @@ pub enum Standing {
     Absent,
 }
 
+impl Standing {
+    /// As operators read it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::On => "on",
+            Self::Suspended => "suspended",
+            Self::Absent => "absent",
+        }
+    }
+}
+
 /// A reply a client may still ask for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Reply {
