@@ -186,8 +186,7 @@ fn an_oversized_command_issued_before_the_first_contact_blocks_nothing() {
     primary.kill();
     let mut a = Client::start("a", &[primary.endpoint()], None);
     a.call("append list a0;");
-    a.call("bytes 5000");
-    std::thread::sleep(Duration::from_millis(200));
+    a.ask("bytes 5000", "issued");
     primary.start_again();
     assert!(a.hears(0, "append a0; ").starts_with("acked"));
     assert_eq!(a.hears(0, "bytes "), "acked Done");
@@ -256,7 +255,7 @@ fn a_full_backup_leaves_the_primary_to_its_clients() {
     a.call("load list a.");
     assert_eq!(backup.exits().code(), Some(1));
     assert!(backup.log().contains("is full at its limit of 60000 bytes"), "{}", backup.log());
-    std::thread::sleep(Duration::from_millis(300));
+    primary.works(100);
     backup.set_flags(&["--follow", primary.endpoint()]);
     backup.start_again();
     let count = a.halt();

@@ -221,6 +221,13 @@ impl Node {
         })
     }
 
+    /// Waits until its log has grown by so many entries: that it is under load is seen, not hoped for.
+    pub(crate) fn works(&self, entries: u64) {
+        let head = |status: &Value| status["head"].as_u64().unwrap_or_default();
+        let goal = self.status().as_ref().map_or(0, head) + entries;
+        self.wait("to work", |status| head(status) >= goal);
+    }
+
     /// Waits until its reign is open.
     pub(crate) fn opens(&self) -> Value {
         self.wait("to be primary", |status| status["role"] == "primary")

@@ -1,7 +1,5 @@
 //! The primary dies and is started again where it was.
 
-use std::time::Duration;
-
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -33,8 +31,8 @@ fn a_primary_is_killed_again_and_again_under_load() {
     }
     let mut epoch = 1;
     for round in 0..restarts() {
-        // Long enough for every client to be at work again, and not always the same.
-        std::thread::sleep(Duration::from_millis(200 + 70 * (round as u64 % 4)));
+        // Enough for every client to be at work again, and not always the same.
+        primary.works(300 + 150 * (round as u64 % 4));
         primary.kill();
         primary.start_again();
         let status = primary.opens();
@@ -92,9 +90,9 @@ impl Alone {
         away.append("list", "away;");
         a.append("list", "a-first;");
         a.call("load list a.");
-        std::thread::sleep(Duration::from_millis(300));
+        primary.works(100);
         backup.kill();
-        std::thread::sleep(Duration::from_millis(300));
+        primary.works(100);
         let epoch = primary.status().unwrap()["epoch"].clone();
         away.kill();
         primary.kill();
@@ -145,7 +143,7 @@ fn a_primary_without_a_backup_restarts_with_what_its_clients_hold() {
     let mut a = Client::start("a", &[primary.endpoint()], None);
     a.append("list", "a-first;");
     a.call("load list a.");
-    std::thread::sleep(Duration::from_millis(300));
+    primary.works(100);
     primary.kill();
     primary.start_again();
     primary.opens();

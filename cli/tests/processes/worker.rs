@@ -89,7 +89,9 @@ async fn client(role: &Value) {
             }
             ["bytes", length] => {
                 let command = KvCommand::put("big", vec![b'x'; length.parse().unwrap()]).encode();
-                let outcome = client.write(command).await;
+                let write = client.write(command);
+                say("issued");
+                let outcome = write.await;
                 say(&format!("bytes {}", word(outcome.map(Some))));
             }
             ["get", key] => match client.read(KvQuery::get(key).encode()).await {
