@@ -15,6 +15,7 @@ pub mod primary;
 pub mod recovery;
 pub mod rule;
 pub mod session;
+pub mod share;
 pub mod store;
 
 pub use error::{Code, Error, ErrorKind, Result};

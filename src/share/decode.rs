@@ -1,0 +1,1 @@
+//! Solves the equations of shares: an online Gauss-Jordan elimination with a byte budget.
