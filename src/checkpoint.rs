@@ -78,7 +78,7 @@ impl Watermarks {
     pub fn meets(&self, level: Level, lsn: Lsn) -> bool {
         match level {
             Level::Local | Level::Tagged => lsn <= self.head,
-            Level::Stable => lsn <= self.stable,
+            Level::Covered | Level::Stable => lsn <= self.stable,
         }
     }
 

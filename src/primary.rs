@@ -38,6 +38,34 @@ use stream::Stream;
 pub(crate) use reign::Promoted;
 pub(crate) use stream::check_hello;
 
+/// The most failure domains that may be covered for.
+const F_MAX: u8 = 16;
+
+/// Whether other clients' data may leave the primary, as shares and custody copies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum Privacy {
+    /// No: nothing is shared, and `Covered` is not to be had.
+    #[default]
+    Withheld,
+    /// Sealed with a key that only the servers have.
+    Sealed,
+    /// In the clear. The service says that all of its clients may see everything, and trusts what they report.
+    Open,
+}
+
+/// What becomes of a `Covered` write when too few clients are there to cover it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum Uncovered {
+    /// It is answered when it is stable; its tag says so.
+    #[default]
+    WhenStable,
+    /// The call is refused at once, with [`Code::Uncovered`]. What was sent before that was known is answered when it is
+    /// stable.
+    Refuse,
+}
+
 /// How a primary behaves. Plain data; every bound is in the unit its name ends in.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct PrimarySettings {
@@ -47,6 +75,21 @@ pub struct PrimarySettings {
     pub endpoint: String,
     /// The lowest level the service accepts. A new value takes effect with the next reign.
     pub lowest: Level,
+    /// How many failure domains of clients a `Covered` write survives, lost together with the primary; 0 for no coverage.
+    /// A new value takes effect with the next reign.
+    pub f: u8,
+    /// Whether other clients' data may leave this node, as shares and custody copies.
+    pub privacy: Privacy,
+    /// What becomes of a `Covered` write when too few clients are there to cover it.
+    pub uncovered: Uncovered,
+    /// Segments of a stripe, of as many owners; fewer where there are not so many.
+    pub stripe_members: usize,
+    /// A stripe waits this long for members that may come, where any may come at all.
+    pub stripe_wait_us: u64,
+    /// Where *f* is 0: bytes of window shares sent for every 100 bytes written, at most; 0 for none.
+    pub window_percent: u32,
+    /// When a session breaks, up to this many bytes of what only it held are given to others; 0 for none.
+    pub custody_bytes_max: u64,
     /// Open sessions only while a backup is the stability target.
     pub require_backup: bool,
     /// Send nothing of an entry to anyone before it is on the own disk; a restart then needs no roll call.
@@ -89,6 +132,13 @@ impl Default for PrimarySettings {
             domain: String::new(),
             endpoint: String::new(),
             lowest: Level::Tagged,
+            f: 0,
+            privacy: Privacy::Withheld,
+            uncovered: Uncovered::WhenStable,
+            stripe_members: 8,
+            stripe_wait_us: 500,
+            window_percent: 100,
+            custody_bytes_max: 64 << 20,
             require_backup: false,
             log_before_send: false,
             reply_after_log: false,
@@ -119,6 +169,14 @@ impl PrimarySettings {
         let wrong = |why: &str| Err(Error::new(Code::InvalidArgument, why));
         match self {
             _ if self.domain.is_empty() => wrong("domain: the primary's failure domain has to be declared"),
+            _ if self.lowest == Level::Covered && self.f == 0 => {
+                wrong("f: `Covered` has to survive the loss of at least one client")
+            }
+            _ if self.f > F_MAX => wrong("f: at most 16 failure domains"),
+            _ if self.f > 0 && self.privacy == Privacy::Withheld => {
+                wrong("f: covering needs a share key, or the word that all clients may see everything")
+            }
+            _ if !(1..=64).contains(&self.stripe_members) => wrong("stripe_members must lie between 1 and 64"),
             _ if self.window == 0 || self.batch_max == 0 => wrong("window and batch_max must not be 0"),
             _ if self.command_bytes_max == 0 || self.command_bytes_max > u64::from(u32::MAX) => {
                 wrong("command_bytes_max must lie between 1 and 4 GiB")
@@ -464,11 +522,13 @@ impl Primary {
             SessionStatus {
                 client: *client,
                 domain: session.info.domain.clone(),
+                role: session.info.role,
                 state: session.standing.name().to_owned(),
                 connected: self.attached.contains_key(client),
                 last: session.last,
                 held_entries,
                 held_bytes,
+                share_bytes: 0,
             }
         });
         let oldest = self.unstable.get(self.unstable.first()).map(|record| record.entry.header.time);
@@ -477,6 +537,11 @@ impl Primary {
             head: self.water.head(),
             logged: self.water.logged(),
             stable: self.water.stable(),
+            covered: self.water.stable(),
+            f: self.state.start().f,
+            short: false,
+            shares: 0,
+            share_bytes: 0,
             target: self.state.target(),
             delta_entries: self.unstable.len() as u64,
             delta_bytes: self.unstable.bytes(),

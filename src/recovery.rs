@@ -272,6 +272,7 @@ impl Recovery {
                     }
                     header
                 }
+                ReportItem::Share { .. } => continue,
                 ReportItem::Header(header) => {
                     if matches!(header.body, Body::EpochStart(_)) {
                         let why = "no client is given the header of an EpochStart to vouch for";
@@ -710,6 +711,9 @@ impl Recovery {
             awaited,
             pulled_bytes,
             wanted_bytes: pulled_bytes + owed,
+            pulled_shares: 0,
+            shares: 0,
+            decoded: 0,
             missing: walk.gaps,
             lost_by_stop,
             accused: conflict.as_ref().map(|(_, who)| who.clone()).unwrap_or_default(),

@@ -56,7 +56,7 @@ impl Client {
             NodeMessage::Status(_) => {}
             NodeMessage::Waiting(error) => self.gate(ClientOutput::Event(ClientEvent::Waiting(error))),
             NodeMessage::RollCall { epoch, of, base } => self.on_roll_call(epoch, of, base),
-            NodeMessage::Pull { epoch, requests } => self.on_pull(epoch, &requests),
+            NodeMessage::Pull { epoch, requests, .. } => self.on_pull(epoch, &requests),
             NodeMessage::Welcome(welcome) => self.on_welcome(welcome, out),
             NodeMessage::Frame(frame) => self.on_frame(now, frame, out),
             NodeMessage::Refused(error) => self.on_refused(conn, error, out),
@@ -118,6 +118,7 @@ impl Client {
             oldest: self.image.oldest_epoch(),
             observed_epoch: self.image.observed.0,
             observed: self.image.observed.1,
+            share_bytes: 0,
         };
         self.store(out);
         self.gate(ClientOutput::Send(conn, ClientMessage::Attach(attach)));
@@ -188,11 +189,11 @@ impl Client {
             if bytes >= FRAME_BYTES {
                 bytes = 0;
                 let items = std::mem::take(&mut items);
-                self.send_to_session(ClientMessage::Payloads(Payloads { epoch, items }));
+                self.send_to_session(ClientMessage::Payloads(Payloads { epoch, items, shares: Vec::new() }));
             }
         }
         if !items.is_empty() {
-            self.send_to_session(ClientMessage::Payloads(Payloads { epoch, items }));
+            self.send_to_session(ClientMessage::Payloads(Payloads { epoch, items, shares: Vec::new() }));
         }
     }
 

@@ -16,7 +16,7 @@ impl Client {
         let Some(live) = session.live.as_mut().filter(|_| session.epoch == frame.epoch) else {
             return;
         };
-        let NodeFrame { epoch, seq, stable, manifest, responses, results, closed } = frame;
+        let NodeFrame { epoch, seq, stable, manifest, responses, results, closed, .. } = frame;
         live.seq = seq;
         let mut to_hold = !manifest.is_empty();
         if !manifest.is_empty() {

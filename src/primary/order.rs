@@ -336,6 +336,7 @@ impl Primary {
             hold_until: Some(if held { lsn } else { Lsn(0) }),
             stable,
             protected: lsn <= stable || (held && elsewhere),
+            met: if lsn <= stable { Level::Stable } else { self.state.lowest().min(Level::Tagged) },
         }
     }
 

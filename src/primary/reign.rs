@@ -289,7 +289,7 @@ impl Primary {
         match self.state.lowest() {
             Level::Local => false,
             Level::Stable => !self.beginning.in_sync,
-            Level::Tagged => true,
+            Level::Tagged | Level::Covered => true,
         }
     }
 
@@ -312,7 +312,7 @@ impl Primary {
             return;
         };
         for (conn, requests) in recovery.pulls() {
-            out.push(Output::ToClient(conn, NodeMessage::Pull { epoch: self.epoch, requests }));
+            out.push(Output::ToClient(conn, NodeMessage::Pull { epoch: self.epoch, requests, shares: Vec::new() }));
         }
         let next = recovery.evaluate(now, &self.state);
         self.on_next(now, next, out);

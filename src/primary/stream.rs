@@ -297,6 +297,8 @@ impl Primary {
             stable,
             reigns,
             lowest: self.state.lowest(),
+            f: self.state.start().f,
+            refuse_uncovered: self.settings.uncovered == super::Uncovered::Refuse,
             window: self.settings.window,
             window_bytes: self.settings.window_bytes,
             command_bytes_max: self.settings.command_bytes_max,
@@ -455,7 +457,7 @@ impl Primary {
             self.departing.remove(&client);
             let epoch = self.epoch;
             if let Some((conn, live)) = self.live(client) {
-                let frame = NodeFrame { epoch, seq: live.seq + 1, stable, closed: true, ..NodeFrame::default() };
+                let frame = NodeFrame { epoch, seq: live.seq + 1, stable, settled: stable, closed: true, ..NodeFrame::default() };
                 live.seq += 1;
                 out.push(Output::ToClient(conn, NodeMessage::Frame(frame)));
                 out.push(Output::Close(conn));
@@ -538,7 +540,7 @@ impl Packer {
     }
 
     fn begin(&mut self) {
-        let frame = NodeFrame { epoch: self.epoch, stable: self.stable, ..NodeFrame::default() };
+        let frame = NodeFrame { epoch: self.epoch, stable: self.stable, settled: self.stable, ..NodeFrame::default() };
         self.frames.push((frame, Sent { seq: 0, tags: Vec::new() }));
         self.bytes = 0;
     }
