@@ -311,7 +311,7 @@ impl Put<'_> {
         });
     }
 
-    fn header(&mut self, header: &Header) {
+    pub(crate) fn header(&mut self, header: &Header) {
         self.byte(match header.body {
             Body::Command => 1,
             Body::Noop => 2,
@@ -410,7 +410,11 @@ pub(crate) fn whole<'a, T>(bytes: &'a [u8], what: &str, take: impl FnOnce(&mut T
 }
 
 impl<'a> Take<'a> {
-    fn bytes(&mut self, length: usize) -> Result<&'a [u8]> {
+    pub(crate) fn new(bytes: &'a [u8]) -> Self {
+        Self(bytes)
+    }
+
+    pub(crate) fn bytes(&mut self, length: usize) -> Result<&'a [u8]> {
         let (taken, left) = self.0.split_at_checked(length).ok_or_else(|| corrupt("it ends too early"))?;
         self.0 = left;
         Ok(taken)
@@ -550,7 +554,7 @@ impl<'a> Take<'a> {
         })
     }
 
-    fn header(&mut self) -> Result<Header> {
+    pub(crate) fn header(&mut self) -> Result<Header> {
         let kind = self.byte()?;
         if !(1..=9).contains(&kind) {
             return Err(unknown("entry", kind));
