@@ -113,22 +113,22 @@ impl Window {
         shares
     }
 
-    /// Combines the newest entries that are not of `receiver`'s domain, of the size class of `length` bytes, as the share
+    /// Combines the newest entries that are not of `receiver`'s domain, of the size class of the very newest, as the share
     /// numbered `id`. `None` if there are none, or no budget.
-    pub fn combine(&mut self, id: u64, receiver: &Domain, length: usize) -> Option<Combination> {
-        let sources = self.classes.get(&size_class(length))?;
-        let newest = sources.back()?.lsn;
+    pub fn combine(&mut self, id: u64, receiver: &Domain) -> Option<Combination> {
+        let others = |source: &&Source| source.owner.as_ref() != Some(receiver);
+        let newest_of = |sources: &VecDeque<Source>| sources.iter().rev().find(others).map(|source| source.lsn);
+        let newest = self.classes.iter().filter_map(|(class, sources)| Some((newest_of(sources)?, *class)));
+        let (newest, class) = newest.max()?;
         let mut combined = 0;
         let mut chosen = Vec::new();
-        for source in sources.iter().rev() {
+        for source in self.classes.get(&class)?.iter().rev().filter(others) {
             let near = source.lsn.0 + SPAN_MAX as u64 > newest.0;
             combined += source.symbol.len();
             if !near || chosen.len() == MEMBERS_MAX || (combined > COMBINED_BYTES_MAX && !chosen.is_empty()) {
                 break;
             }
-            if source.owner.as_ref() != Some(receiver) {
-                chosen.push(source);
-            }
+            chosen.push(source);
         }
         let longest = chosen.iter().map(|source| source.symbol.len()).max()?;
         self.saved = self.saved.checked_sub(longest as u64)?;
