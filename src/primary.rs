@@ -125,6 +125,8 @@ pub struct PrimarySettings {
     pub replication_window_bytes: u64,
     /// Bytes of payload asked of one client at once in a recovery.
     pub pull_credit_bytes: u64,
+    /// Bytes that the decoding of shares may take in a recovery.
+    pub decode_bytes_max: u64,
     /// What the recovery after a restart does when somebody does not come.
     pub policy: RecoveryPolicy,
 }
@@ -158,6 +160,7 @@ impl Default for PrimarySettings {
             expire_after_us: 7 * 86_400 * 1_000_000,
             replication_window_bytes: 64 << 20,
             pull_credit_bytes: 4 << 20,
+            decode_bytes_max: 1 << 30,
             policy: RecoveryPolicy::Wait,
         }
     }

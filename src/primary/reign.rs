@@ -24,6 +24,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Bytes of log read at once.
 pub(super) const READ_BYTES: u64 = 1 << 20;
+/// The "stream" of a recovery's reads of the own log, and about how much it reads at once.
+const HISTORY: Conn = Conn(u64::MAX - 1);
+const HISTORY_BYTES: u64 = 16 << 20;
 /// The "stream" of reads that a restarting primary does for itself.
 const OWN: Conn = Conn(u64::MAX);
 
@@ -279,9 +282,8 @@ impl Primary {
 
     fn begin_recovery(&mut self, now: Time, epoch: Epoch, out: &mut Vec<Output>) {
         self.begin_epoch(epoch);
-        let credit = self.settings.pull_credit_bytes;
         let in_sync = self.beginning.in_sync;
-        self.phase = Phase::Recovering(Box::new(Recovery::new(&self.state, in_sync, self.policy, credit, now)));
+        self.phase = Phase::Recovering(Box::new(Recovery::new(&self.state, in_sync, &self.settings, self.policy, now)));
         self.push_status(out);
         self.pump(out);
     }
@@ -314,10 +316,11 @@ impl Primary {
         let Phase::Recovering(recovery) = &mut self.phase else {
             return;
         };
-        for (conn, requests) in recovery.pulls() {
-            out.push(Output::ToClient(conn, NodeMessage::Pull { epoch: self.epoch, requests, shares: Vec::new() }));
-        }
+        recovery.stand_by(self.streams.values().any(|stream| stream.greeted && stream.attach.is_none()));
         let next = recovery.evaluate(now, &self.state);
+        for (conn, requests, shares) in recovery.pulls() {
+            out.push(Output::ToClient(conn, NodeMessage::Pull { epoch: self.epoch, requests, shares }));
+        }
         self.on_next(now, next, out);
     }
 
@@ -331,6 +334,7 @@ impl Primary {
     fn on_next(&mut self, now: Time, next: Next, out: &mut Vec<Output>) {
         match next {
             Next::Wait => {}
+            Next::History(from) => out.push(Output::Read { conn: HISTORY, from, bytes_max: HISTORY_BYTES }),
             Next::Judge { entries, missing } => out.push(Output::Judge { entries, missing }),
             Next::Conclude(plan) => self.conclude(now, plan, out),
         }
@@ -353,6 +357,10 @@ impl Primary {
             gaps: plan.gaps.clone(),
         };
         assert!(plan.policy.is_some() || plan.gaps.is_empty(), "I10: a gap is somebody's decision");
+        let (entries, shares) = plan.decoded;
+        if entries > 0 {
+            out.push(Output::Event(NodeEvent::Decoded { entries, shares }));
+        }
         let start = self.epoch_start_header(now, lsn, self.epoch, Body::EpochStart(Box::new(start)));
         self.phase = Phase::Concluding { start: None };
         self.execute_plan(now, plan, start, out);
@@ -465,6 +473,10 @@ impl Primary {
     pub(super) fn on_read(&mut self, now: Time, conn: Conn, records: Vec<Record>, out: &mut Vec<Output>) {
         if conn == OWN {
             self.on_loaded(now, records, out);
+        } else if conn == HISTORY {
+            if let Phase::Recovering(recovery) = &mut self.phase {
+                recovery.history(records);
+            }
         } else {
             self.on_read_for_follower(conn, records, out);
         }

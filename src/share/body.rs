@@ -144,6 +144,15 @@ impl Plain {
         }
     }
 
+    /// The headers it names: none for a window.
+    pub fn headers(&self) -> impl Iterator<Item = &Header> {
+        let members = match self {
+            Plain::Stripe { members, .. } => members.as_slice(),
+            Plain::Window { .. } => &[],
+        };
+        members.iter().map(|member| &member.header)
+    }
+
     /// The coefficient of the member at place `at` of the list, in the share numbered `id`.
     pub fn coefficient(&self, id: u64, at: usize) -> u8 {
         match self {

@@ -65,8 +65,10 @@ pub fn scale(y: &mut [u8], c: u8) {
     y.iter_mut().for_each(|y| *y = mul(c, *y));
 }
 
-/// (x ⊕ 128) / (x ⊕ (128 + j)).
-pub fn cauchy(x: u8, j: u8) -> u8 { let _ = (x, j); 1 }
-
 /// 1 + hash mod 255.
-pub fn hash_coefficient(id: u64, lsn: u64) -> u8 { let _ = (id, lsn); 1 }
+pub fn hash_coefficient(id: u64, lsn: u64) -> u8 {
+    let mut x = id.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ lsn;
+    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    1 + ((x ^ (x >> 31)) % 255) as u8
+}
