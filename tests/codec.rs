@@ -13,6 +13,7 @@ use tagalong::log::{
     Body, ClientId, ClusterId, Digest, Entry, Epoch, EpochStart, GapPolicy, GroupId, Header, Level, Lsn, NodeId,
     Origin, Record, Reign, Request, SessionInfo, SessionRole, Tag, Target, Time,
 };
+use tagalong::share::{Mode, Share};
 use tagalong::store::Marks;
 use tagalong::{Code, codec};
 
@@ -47,11 +48,11 @@ fn digest() -> impl Strategy<Value = Digest> {
 }
 
 fn level() -> impl Strategy<Value = Level> {
-    prop_oneof![Just(Level::Local), Just(Level::Tagged), Just(Level::Stable)]
+    prop_oneof![Just(Level::Local), Just(Level::Tagged), Just(Level::Covered), Just(Level::Stable)]
 }
 
 fn role() -> impl Strategy<Value = SessionRole> {
-    prop_oneof![Just(SessionRole::Writer), Just(SessionRole::Reader)]
+    prop_oneof![Just(SessionRole::Writer), Just(SessionRole::Reader), Just(SessionRole::Holder)]
 }
 
 fn target() -> impl Strategy<Value = Target> {
@@ -134,16 +135,23 @@ fn marks() -> impl Strategy<Value = Marks> {
 }
 
 fn tag() -> impl Strategy<Value = Tag> {
-    (epoch(), lsn(), number(), option::of(lsn()), lsn(), any::<bool>()).prop_map(
-        |(epoch, lsn, time, hold_until, stable, protected)| Tag {
+    (epoch(), lsn(), number(), option::of(lsn()), lsn(), any::<bool>(), level()).prop_map(
+        |(epoch, lsn, time, hold_until, stable, protected, met)| Tag {
             epoch,
             lsn,
             time: Time(time),
             hold_until,
             stable,
             protected,
+            met,
         },
     )
+}
+
+fn share() -> impl Strategy<Value = Share> {
+    let mode = prop_oneof![Just(Mode::Stripe), Just(Mode::Window)];
+    (epoch(), number(), mode, client(), lsn(), payload())
+        .prop_map(|(epoch, id, mode, holder, hold_until, body)| Share { epoch, id, mode, holder, hold_until, body })
 }
 
 fn command() -> impl Strategy<Value = Command> {
@@ -187,8 +195,10 @@ fn op() -> impl Strategy<Value = CacheOp> {
         (request(), digest()).prop_map(|(request, reply)| CacheOp::Answered { request, reply }),
         request().prop_map(CacheOp::Superseded),
         vec(header(), 0..3).prop_map(CacheOp::Headers),
+        share().prop_map(CacheOp::Share),
         (epoch(), lsn()).prop_map(|(epoch, lsn)| CacheOp::Observed(epoch, lsn)),
         (epoch(), lsn()).prop_map(|(epoch, lsn)| CacheOp::Stable(epoch, lsn)),
+        (epoch(), lsn()).prop_map(|(epoch, lsn)| CacheOp::Settled(epoch, lsn)),
         (epoch(), vec(reign(), 0..3)).prop_map(|(epoch, reigns)| CacheOp::Verdict(epoch, reigns)),
     ]
 }
@@ -265,7 +275,7 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_are_harmless(mut bytes in vec(any::<u8>(), 0..200), kind in 0..14u8) {
+    fn any_bytes_are_harmless(mut bytes in vec(any::<u8>(), 0..200), kind in 0..16u8) {
         harmless(&bytes, codec::decode_header, codec::encode_header)?;
         harmless(&bytes, codec::decode_record, codec::encode_record)?;
         harmless(&bytes, codec::decode_marks, codec::encode_marks)?;
@@ -338,6 +348,7 @@ fn likely_op() -> impl Strategy<Value = CacheOp> {
         hold_until,
         stable: Lsn(0),
         protected: true,
+        met: Level::Tagged,
     });
     let command = (payload(), level()).prop_map(|(payload, level)| Command {
         answered: Request(0),
@@ -358,6 +369,14 @@ fn likely_op() -> impl Strategy<Value = CacheOp> {
         length: 0,
         digest: Digest::default(),
     });
+    let share = (epoch(), 0..6u64, lsn(), payload()).prop_map(|(epoch, id, hold_until, body)| Share {
+        epoch,
+        id,
+        mode: Mode::Stripe,
+        holder: ClientId(1),
+        hold_until,
+        body,
+    });
     let reign = (epoch(), lsn(), lsn()).prop_map(|(epoch, start, base)| Reign { epoch, start, base, gaps: vec![] });
     prop_oneof![
         4 => (request(), command).prop_map(|(request, command)| CacheOp::Command { request, command }),
@@ -365,8 +384,10 @@ fn likely_op() -> impl Strategy<Value = CacheOp> {
         4 => (request(), digest()).prop_map(|(request, reply)| CacheOp::Answered { request, reply }),
         1 => request().prop_map(CacheOp::Superseded),
         2 => vec(header, 0..3).prop_map(CacheOp::Headers),
+        2 => share.prop_map(CacheOp::Share),
         1 => (epoch(), lsn()).prop_map(|(epoch, lsn)| CacheOp::Observed(epoch, lsn)),
         2 => (epoch(), lsn()).prop_map(|(epoch, lsn)| CacheOp::Stable(epoch, lsn)),
+        2 => (epoch(), lsn()).prop_map(|(epoch, lsn)| CacheOp::Settled(epoch, lsn)),
         1 => (epoch(), vec(reign, 0..3)).prop_map(|(epoch, reigns)| CacheOp::Verdict(epoch, reigns)),
         1 => epoch().prop_map(CacheOp::Reported),
         1 => number().prop_map(CacheOp::Incarnation),

@@ -51,7 +51,8 @@ fn command(request: u64, size: usize) -> CacheOp {
 
 fn tag(request: u64) -> CacheOp {
     let lsn = Lsn(request);
-    let tag = Tag { epoch: EPOCH, lsn, time: Time(1), hold_until: Some(lsn), stable: Lsn(0), protected: true };
+    let (time, met) = (Time(1), Level::Tagged);
+    let tag = Tag { epoch: EPOCH, lsn, time, hold_until: Some(lsn), stable: Lsn(0), protected: true, met };
     CacheOp::Tag { request: Request(request), tag }
 }
 

@@ -423,7 +423,15 @@ fn operations() -> Vec<CacheOp> {
             reply: None,
         };
         let (request, lsn) = (Request(n), Lsn(n * 2));
-        let tag = Tag { epoch: EPOCH, lsn, time: Time(n), hold_until: Some(lsn), stable: Lsn(n), protected: true, met: crate::log::Level::Tagged };
+        let tag = Tag {
+            epoch: EPOCH,
+            lsn,
+            time: Time(n),
+            hold_until: Some(lsn),
+            stable: Lsn(n),
+            protected: true,
+            met: crate::log::Level::Tagged,
+        };
         ops.push(CacheOp::Command { request, command });
         ops.push(CacheOp::Tag { request, tag });
         ops.push(CacheOp::Headers(vec![header(Body::Command, n * 2 + 1)]));
