@@ -17,7 +17,9 @@ use prost::Message;
 use super::*;
 use crate::client::{CacheImage, CacheOp};
 use crate::log::{ClientId, Digest, Epoch, GapPolicy, Level, Lsn, NodeId, Request, Tag};
-use crate::message::{ClientFrame, NodeFrame, NodeStatus, Outcome, Payloads, Query, QueryResult, Response, Write};
+use crate::message::{
+    ClientFrame, NodeFrame, NodeStatus, Outcome, Payloads, Query, QueryResult, ReportItem, Response, Write,
+};
 use crate::node::Admin;
 
 /// As it is after the wire: encoded, decoded, read.
@@ -317,10 +319,32 @@ fn the_encoding_is_the_one_of_version_1() {
     let outcome = Some(Outcome::Reply(Bytes::from_static(b"reply")));
     let response = Response { request: Request(6), tag: Some(strategies::plain_tag(epoch, Lsn(4))), outcome };
     let frame =
-        NodeFrame { epoch, seq: 8, stable: Lsn(4), responses: vec![response], closed: true, ..Default::default() };
-    let sent = pb::NodeMessages::from(vec![NodeMessage::Frame(frame)]);
+        NodeFrame { epoch, seq: 8, stable: Lsn(4), settled: Lsn(4), responses: vec![response], ..Default::default() };
+    let sent = pb::NodeMessages::from(vec![NodeMessage::Frame(NodeFrame { closed: true, ..frame })]);
     assert_eq!(
         hex(&sent),
         "0a2c322a0a0d08011002190300000000000000100818042a130806120810091807200928011a057265706c793801"
     );
+}
+
+#[test]
+fn the_encoding_of_coverage_is_the_one_of_version_1() {
+    let epoch = Epoch { generation: 1, number: 2, node: NodeId(3) };
+    let in_epoch = "0a0d08011002190300000000000000";
+    let share = strategies::plain_share(epoch, Bytes::from_static(b"body"));
+    let of_share = "1008180222100000000000000000000000000000000528093204626f6479";
+
+    let tag = Tag { hold_until: None, met: Level::Covered, ..strategies::plain_tag(epoch, Lsn(4)) };
+    let response = Response { request: Request(6), tag: Some(tag), outcome: None };
+    let frame = NodeFrame { epoch, seq: 8, stable: Lsn(4), settled: Lsn(3), prompt: true, ..Default::default() };
+    let frame = NodeFrame { shares: vec![share.clone()], short: true, responses: vec![response], ..frame };
+    let of_frame = format!("{in_epoch}100818042a0c080612081009180728013003");
+    assert_eq!(hex(&pb::NodeFrame::from(frame)), format!("{of_frame}40034a1e{of_share}50015801"));
+
+    let sent = pb::Payloads::from(Payloads { epoch, items: vec![], shares: vec![share.clone()] });
+    assert_eq!(hex(&sent), format!("{in_epoch}1a1e{of_share}"));
+    let sent = pb::Payloads::from(Payloads { epoch: Epoch::ZERO, items: vec![], shares: vec![share] });
+    assert_eq!(hex(&sent), format!("0a001a2d{in_epoch}{of_share}"));
+    let kept = ReportItem::Share { epoch, id: 8, hold_until: Lsn(9), length: 4 };
+    assert_eq!(hex(&pb::ReportItem::from(kept)), format!("2215{in_epoch}100818092004"));
 }
