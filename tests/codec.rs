@@ -289,11 +289,12 @@ proptest! {
 
 #[test]
 fn a_list_longer_than_its_bytes_allocates_nothing() {
-    // "Headers, 2^63 of them", and a text of that length: were it believed, the test would die here.
-    for (kind, length) in [(9, u64::MAX / 2), (9, 1 << 40), (1, 1 << 40)] {
+    // "Headers, 2^63 of them", a text and the body of a share of that length: were it believed, the test would die here.
+    let (headers, identity, share) = ((9, 0), (1, 16 + 2), (13, 10 + 2 + 16 + 1));
+    let lists = [(headers, u64::MAX / 2), (headers, 1 << 40), (identity, 1 << 40), (share, 1 << 40), (share, u64::MAX)];
+    for ((kind, before), length) in lists {
         let mut bytes = vec![kind];
-        bytes.extend_from_slice(&[0; 16][..if kind == 1 { 16 } else { 0 }]);
-        bytes.extend_from_slice(&[0; 2][..if kind == 1 { 2 } else { 0 }]);
+        bytes.resize(1 + before, 0);
         let mut left: u64 = length;
         while left >= 0x80 {
             bytes.push(u8::try_from(left & 0x7f).unwrap() | 0x80);
@@ -334,6 +335,36 @@ fn the_form_is_as_it_was() {
     let head = [1, 1, 0xac, 2, 8, 7, 6, 5, 4, 3, 2, 1, 5, 1, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
     let rest = [2, 0x80, 1, 1, 3, 1, 0xff, 1, 0, 0, b'a', b'b', b'c'];
     assert_eq!(bytes, [head.as_slice(), &rest].concat());
+}
+
+#[test]
+fn the_form_of_what_is_kept_for_others_is_as_it_was() {
+    assert_eq!(codec::VERSION, 2);
+    let epoch = Epoch { generation: 1, number: 300, node: NodeId(0x0102_0304_0506_0708) };
+    let of_epoch = [1, 0xac, 2, 8, 7, 6, 5, 4, 3, 2, 1];
+    let holder = [9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+
+    let body = Bytes::from_static(b"abc");
+    let share = Share { epoch, id: 128, mode: Mode::Window, holder: ClientId(9), hold_until: Lsn(5), body };
+    let of_share = |mode| [&[13][..], &of_epoch, &[0x80, 1, mode], &holder, &[5, 3, b'a', b'b', b'c']].concat();
+    assert_eq!(form(codec::encode_op, &CacheOp::Share(share.clone())), of_share(1));
+    assert_eq!(form(codec::encode_op, &CacheOp::Share(Share { mode: Mode::Stripe, ..share })), of_share(0));
+    assert_eq!(codec::decode_op(&of_share(2)).unwrap_err().code(), Code::UnknownKind);
+
+    let settled = CacheOp::Settled(epoch, Lsn(300));
+    assert_eq!(form(codec::encode_op, &settled), [&[14][..], &of_epoch, &[0xac, 2]].concat());
+
+    let tag = |met| {
+        let tag = Tag { epoch, lsn: Lsn(5), time: Time(6), hold_until: None, stable: Lsn(4), protected: true, met };
+        form(codec::encode_op, &CacheOp::Tag { request: Request(2), tag })
+    };
+    for (number, met) in [(0, Level::Local), (1, Level::Tagged), (2, Level::Stable), (3, Level::Covered)] {
+        assert_eq!(tag(met), [&[6, 2][..], &of_epoch, &[5, 6, 0, 4, 1, number]].concat());
+    }
+
+    let identity =
+        Identity { client: ClientId(9), cluster: None, group: None, domain: "r".to_owned(), role: SessionRole::Holder };
+    assert_eq!(form(codec::encode_op, &CacheOp::Identity(identity)), [&[1][..], &holder, &[0, 0, 1, b'r', 2]].concat());
 }
 
 /// Operations of a client that works: few requests, epochs and LSNs, so that they meet.
