@@ -111,7 +111,9 @@ impl Error {
             Code::WrongEpoch | Code::Deposed | Code::NotPrimary | Code::Unavailable | Code::Recovering => {
                 ErrorKind::Rediscover
             }
-            Code::Busy | Code::Uncovered | Code::BackupUnavailable | Code::TooManySessions | Code::Locked => ErrorKind::BackOff,
+            Code::Busy | Code::Uncovered | Code::BackupUnavailable | Code::TooManySessions | Code::Locked => {
+                ErrorKind::BackOff
+            }
             Code::TooLarge | Code::InvalidArgument | Code::WrongCluster | Code::Closed => ErrorKind::FixCall,
             Code::WrongVersion
             | Code::UnknownKind

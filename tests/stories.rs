@@ -589,6 +589,7 @@ impl Alone {
             oldest: Epoch::ZERO,
             observed_epoch: Epoch::ZERO,
             observed: Lsn(0),
+            share_bytes: 0,
         };
         self.give(Input::Client(conn, ClientMessage::Hello(hello)));
         self.give(Input::Client(conn, ClientMessage::Attach(attach)));
@@ -758,7 +759,7 @@ fn answer_pulls(recovery: &mut Recovery, state: &LogState) -> Next {
     for (conn, requests) in recovery.pulls() {
         assert_eq!(conn, Conn(1));
         let items = requests.into_iter().map(|request| (request, Bytes::from_static(b"true"))).collect();
-        recovery.payloads(Time(1), A, Payloads { epoch: Epoch::ZERO, items }).unwrap();
+        recovery.payloads(Time(1), A, Payloads { epoch: Epoch::ZERO, items, shares: Vec::new() }).unwrap();
     }
     recovery.evaluate(Time(1), state)
 }

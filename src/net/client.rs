@@ -41,6 +41,10 @@ pub enum WriteOutcome {
         request: Request,
         /// Where it stands; `None` if only the reply is known any more.
         tag: Option<Tag>,
+        /// The strongest level that it met when it was answered, at least the one that was asked for. [`Level::Stable`]
+        /// where [`Level::Covered`] was asked for: there were not enough clients to cover it, and it had to wait for the
+        /// backup. [`Level::Local`] without a tag.
+        met: Level,
         /// What the state machine answered.
         reply: Bytes,
     },

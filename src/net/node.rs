@@ -621,6 +621,19 @@ impl Sequencer {
             NodeEvent::ObservedBeyond { client, end, observed } => {
                 tracing::warn!(%client, %end, %observed, "a client observed state that was lost");
             }
+            NodeEvent::Coverage { short: true, domains, needed } => {
+                tracing::warn!(
+                    domains,
+                    needed,
+                    "too few failure domains are connected: what is to be covered waits for the backup"
+                );
+            }
+            NodeEvent::Coverage { short: false, domains, needed } => {
+                tracing::info!(domains, needed, "enough failure domains are connected to cover what is written");
+            }
+            NodeEvent::Decoded { entries, shares } => {
+                tracing::info!(entries, shares, "entries that no client reported were decoded from shares");
+            }
         }
         // Nobody may be listening.
         let _ = self.events.send(event);

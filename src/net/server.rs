@@ -117,7 +117,8 @@ fn weigh_to_client(message: &NodeMessage) -> usize {
         _ => 64,
     });
     let results = frame.results.iter().map(|result| result.result.as_ref().map_or(128, bytes::Bytes::len) + 16);
-    replies.sum::<usize>() + results.sum::<usize>() + frame.manifest.len() * 96 + 64
+    let shares = frame.shares.iter().map(|share| share.body.len() + 48);
+    replies.sum::<usize>() + results.sum::<usize>() + shares.sum::<usize>() + frame.manifest.len() * 96 + 64
 }
 
 fn weigh_to_backup(message: &PrimaryMessage) -> usize {

@@ -4,7 +4,7 @@
 use tagalong::client::ClientSettings;
 use tagalong::log::{GapPolicy, Level};
 use tagalong::node::RecoveryPolicy;
-use tagalong::primary::PrimarySettings;
+use tagalong::primary::{PrimarySettings, Privacy, Uncovered};
 use tagalong::rule::Rule;
 
 use crate::dice::Dice;
@@ -127,6 +127,13 @@ impl Plan {
             domain: "east".to_owned(),
             endpoint: String::new(),
             lowest,
+            f: 0,
+            privacy: Privacy::Withheld,
+            uncovered: Uncovered::WhenStable,
+            stripe_members: 8,
+            stripe_wait_us: 500,
+            window_percent: 100,
+            custody_bytes_max: 64 << 20,
             require_backup: dice.percent(10),
             log_before_send: dice.percent(15),
             reply_after_log: dice.percent(15),
