@@ -65,8 +65,10 @@ pub fn scale(y: &mut [u8], c: u8) {
     y.iter_mut().for_each(|y| *y = mul(c, *y));
 }
 
-/// (x ⊕ 128) / (x ⊕ (128 + j)).
-pub fn cauchy(x: u8, j: u8) -> u8 { let _ = (x, j); 1 }
-
-/// 1 + hash mod 255.
-pub fn hash_coefficient(id: u64, lsn: u64) -> u8 { let _ = (id, lsn); 1 }
+/// The coefficient of the entry at `lsn` in the window share numbered `id`: 1 + hash64(id, LSN) mod 255, never 0.
+pub const fn hash_coefficient(id: u64, lsn: u64) -> u8 {
+    let mut hash = id.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ lsn;
+    hash = (hash ^ (hash >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    hash = (hash ^ (hash >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    (hash ^ (hash >> 31)).to_le_bytes()[0] % 255 + 1
+}
