@@ -5,6 +5,7 @@
 //! * `reign`: how a reign begins: a promise, a roll call where one is needed, the conclusion, the opening;
 //! * `stream`: sessions, their streams, and the frames that go out on them (the manifest rule is there);
 //! * `order`: the sequencer: from queued writes to LSNs, execution, the log, and the replies that wait;
+//! * `cover`: what clients keep for each other, and the echoes of queries;
 //! * `follower`: the replication stream, what is stable, and the grant that makes a backup the stability target.
 //!
 //! ```text
@@ -25,11 +26,13 @@ use crate::node::{Admin, Conn, Input, NodeEvent, Output, RecoveryPolicy, elapsed
 use crate::session::{LogState, Standing};
 use crate::store::Marks;
 
+mod cover;
 mod follower;
 mod order;
 mod reign;
 mod stream;
 
+use cover::Sharing;
 use follower::Follower;
 use order::{Asked, Batch, Proposal, Queued, Reading, Waiting};
 use reign::{Beginning, Phase};
@@ -222,8 +225,8 @@ pub struct Primary {
     replies: BTreeMap<Lsn, Waiting>,
     /// In the order of their LSNs.
     reads: VecDeque<Reading>,
-    /// Replies that waited for the own disk were released up to here.
-    released_logged: Lsn,
+    /// Replies that waited for the own disk, and for coverage, were released up to here.
+    released: (Lsn, Lsn),
 
     streams: BTreeMap<Conn, Stream>,
     attached: BTreeMap<ClientId, Conn>,
@@ -233,12 +236,15 @@ pub struct Primary {
     admissions: BTreeSet<ClientId>,
     /// Sessions whose end is logged and not yet stable.
     departing: BTreeMap<ClientId, Lsn>,
+    /// Sessions that asked for their end, and are needed by others still.
+    closers: BTreeSet<ClientId>,
     /// Sessions an operator ends as soon as they are drained.
     ending: BTreeSet<ClientId>,
     /// Sessions on the roster without a stream, and since when.
     disconnected: BTreeMap<ClientId, Time>,
     dirty: BTreeSet<Conn>,
 
+    sharing: Option<Sharing>,
     follower: Option<Follower>,
     /// Only the backup's acknowledgements move `stable`: the grant was sent.
     counts_backup: bool,
@@ -284,6 +290,7 @@ impl Primary {
         self.evaluate(now, out);
         if matches!(self.phase, Phase::Open | Phase::Stopping) {
             self.order(now, out);
+            self.settle_cover(now, out);
             self.pump(out);
             self.write_frames(out);
             self.check_stopped(out);
@@ -296,7 +303,7 @@ impl Primary {
             Phase::Recovering(recovery) => recovery.next_timeout(),
             _ => None,
         };
-        [recovery, self.checkpoint_due, self.housekeeping_due].into_iter().flatten().min()
+        [recovery, self.checkpoint_due, self.housekeeping_due, self.cover_timeout()].into_iter().flatten().min()
     }
 
     /// The settings.
@@ -392,6 +399,7 @@ impl Primary {
         for (client, session) in self.state.sessions() {
             let busy = self.in_flight.contains(client) || self.is_executing(*client);
             let drained = session.last <= stable || !crate::rule::on(crate::rule::Rule::SuspendDrained);
+            let drained = drained && self.needed_until(*client) <= stable;
             let old = self.settings.expire_after_us;
             let body = match session.standing {
                 _ if busy || !drained => None,
@@ -451,6 +459,7 @@ impl Primary {
         }
         self.attached.clear();
         self.admissions.clear();
+        self.sharing = None;
         if let Some(follower) = self.follower.take() {
             out.push(Output::Close(follower.conn));
         }
@@ -517,6 +526,8 @@ impl Primary {
             }
             lsn = lsn.next();
         }
+        let cover = self.sharing.as_ref().map(|sharing| &sharing.cover);
+        let (shares, share_bytes) = cover.map_or((0, 0), |cover| cover.held());
         let sessions = self.state.sessions().iter().map(|(client, session)| {
             let (held_entries, held_bytes) = held.get(client).copied().unwrap_or_default();
             SessionStatus {
@@ -528,7 +539,7 @@ impl Primary {
                 last: session.last,
                 held_entries,
                 held_bytes,
-                share_bytes: 0,
+                share_bytes: cover.map_or(0, |cover| cover.held_by(*client)),
             }
         });
         let oldest = self.unstable.get(self.unstable.first()).map(|record| record.entry.header.time);
@@ -537,11 +548,11 @@ impl Primary {
             head: self.water.head(),
             logged: self.water.logged(),
             stable: self.water.stable(),
-            covered: self.water.stable(),
-            f: self.state.start().f,
-            short: false,
-            shares: 0,
-            share_bytes: 0,
+            covered: self.water.covered(),
+            f: self.settings.covering(),
+            short: self.sharing.as_ref().is_some_and(Sharing::is_short),
+            shares,
+            share_bytes,
             target: self.state.target(),
             delta_entries: self.unstable.len() as u64,
             delta_bytes: self.unstable.bytes(),
@@ -567,6 +578,7 @@ impl Primary {
             self.unstable.first() > self.water.stable() || self.unstable.is_empty(),
             "I9: what is stable is released"
         );
+        self.check_cover();
         assert!(self.saved <= self.saves, "marks saved that nobody asked for");
         debug_assert!(self.attached.iter().all(|(_, conn)| self.streams.contains_key(conn)));
         debug_assert!(self.admissions.iter().all(|client| self.attached.contains_key(client)));

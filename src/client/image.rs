@@ -295,6 +295,12 @@ impl CacheImage {
         self.unanswered.first().copied().unwrap_or(self.last.next())
     }
 
+    /// Whether something waits for being settled up to here.
+    pub(crate) fn awaits_settled(&self, epoch: Epoch, settled: Lsn) -> bool {
+        (epoch, settled) > self.settled
+            && self.unsettled.first().is_some_and(|(of, lsn, _)| (*of, *lsn) <= (epoch, settled))
+    }
+
     /// Bytes of the payloads of commands without a reply.
     pub fn unanswered_bytes(&self) -> u64 {
         self.unanswered_bytes
@@ -334,6 +340,9 @@ impl CacheImage {
     }
 
     fn keep_share(&mut self, share: &Share) {
+        if share.epoch == self.stable.0 && share.hold_until <= self.stable.1 {
+            return;
+        }
         // Its body may be a slice of a much larger receive buffer.
         let kept = Share { body: Bytes::copy_from_slice(&share.body), ..share.clone() };
         self.share_bytes += kept.cost();

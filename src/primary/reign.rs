@@ -113,7 +113,8 @@ impl Primary {
             && settings.log_before_send
             && state.epoch() == marks.promised
             && state.epoch().node == marks.node
-            && settings.lowest == state.lowest();
+            && settings.lowest == state.lowest()
+            && (settings.lowest != Level::Covered || settings.covering() == state.start().f);
         let policy = settings.policy;
         let mut primary = Self::bare(settings, marks, state, beginning);
         if same_reign {
@@ -167,15 +168,17 @@ impl Primary {
             executing: None,
             replies: BTreeMap::new(),
             reads: VecDeque::new(),
-            released_logged: Lsn(0),
+            released: (Lsn(0), Lsn(0)),
             streams: BTreeMap::new(),
             attached: BTreeMap::new(),
             incarnations: BTreeMap::new(),
             admissions: BTreeSet::new(),
             departing: BTreeMap::new(),
+            closers: BTreeSet::new(),
             ending: BTreeSet::new(),
             disconnected: BTreeMap::new(),
             dirty: BTreeSet::new(),
+            sharing: None,
             follower: None,
             counts_backup: false,
             config_proposed: false,
@@ -265,7 +268,7 @@ impl Primary {
         self.epoch = epoch;
         self.base = self.state.end();
         self.water = Watermarks::new(self.base, Lsn(0));
-        self.released_logged = Lsn(0);
+        self.released = (Lsn(0), Lsn(0));
         self.unstable = Unstable::new(self.base.next());
         for stream in self.streams.values_mut() {
             stream.attach = None;
@@ -340,7 +343,7 @@ impl Primary {
             previous: self.state.epoch(),
             base: self.base,
             observed: plan.observed.max(self.base),
-            f: 0,
+            f: if self.settings.lowest == Level::Covered { self.settings.covering() } else { 0 },
             lowest: self.settings.lowest,
             log_before_send: self.settings.log_before_send,
             target: self.beginning.target,
@@ -392,6 +395,7 @@ impl Primary {
     fn open(&mut self, now: Time, out: &mut Vec<Output>) {
         assert!(self.state.epoch() == self.epoch, "I7: a reign opens with its own EpochStart in the log");
         self.phase = Phase::Open;
+        self.begin_sharing(now);
         self.push_status(out);
         for (client, session) in self.state.sessions() {
             if session.standing == Standing::On && !self.attached.contains_key(client) {

@@ -295,16 +295,15 @@ impl Cover {
         self.next_share
     }
 
-    /// Makes room, or not, for a share of so many bytes at `client`, to be kept until `until`. For shares that nobody counts
-    /// on: they give way to none, and none to them.
-    pub fn lend(&mut self, client: ClientId, cost: u64, until: Lsn) -> bool {
+    /// Makes room, or not, at `client` for a share that nobody counts on, of so many bytes, to be kept until `until`.
+    pub fn lend(&mut self, client: ClientId, share: u64, cost: u64, until: Lsn) -> bool {
         let Some(session) = self.sessions.get_mut(&client) else { return false };
         if session.leaving || session.used + cost > session.room {
             return false;
         }
         session.used += cost;
         self.next_stripe += 1;
-        let (id, share) = (self.next_stripe, self.next_share);
+        let id = self.next_stripe;
         let row = Row { body: Bytes::new(), cost, holder: Some((client, share)), confirmed: true };
         // An empty stripe that only gives the room back in time.
         let rows = vec![row];
@@ -437,11 +436,11 @@ impl Cover {
         };
         self.entries.push_back(entry);
         if let Some(client) = owner {
-            self.need(client, lsn);
             if let Some(session) = self.sessions.get_mut(&client) {
                 session.pending += 1;
             }
             if f > 0 {
+                self.need(client, lsn);
                 self.note_active(now, client);
                 self.stripe(now, lsn);
             }
@@ -671,6 +670,7 @@ impl Cover {
     /// Seals what has waited long enough, or what nobody can add to; finds holders for what has none, where somebody may
     /// have come. `coming`: entries are being ordered that may still go into the open stripes.
     pub fn settle(&mut self, now: Time, coming: bool) {
+        let sealed = self.counts.stripes;
         while let Some(open) = self.open.take_due(now, self.settings.wait_us) {
             self.seal(open);
         }
@@ -681,6 +681,10 @@ impl Cover {
             for (id, at) in std::mem::take(&mut self.unplaced) {
                 self.place(id, at);
             }
+        }
+        if self.counts.stripes > sealed {
+            // The checkpoint may have passed all of it by now.
+            self.stabilize(self.stable);
         }
     }
 
