@@ -1,7 +1,7 @@
 //! The plain form of a share's body: which entries the equation combines, and the symbol they amount to.
 //!
 //! ```text
-//! stripe   row · members · symbol        a member: header, segment; coefficient = cauchy(row, place in the list)
+//! stripe   row · members · symbol        a member: header, segment; coefficient = cauchy(place in the list, row)
 //! window   first LSN · which of the next LSNs · symbol      coefficient = hash(share id, LSN)
 //! ```
 //!
@@ -156,7 +156,7 @@ impl Plain {
     /// The coefficient of the member at place `at` of the list, in the share numbered `id`.
     pub fn coefficient(&self, id: u64, at: usize) -> u8 {
         match self {
-            Plain::Stripe { row, .. } => field::cauchy(*row, (at & 0x7f) as u8),
+            Plain::Stripe { row, .. } => field::cauchy((at & 0x7f) as u8, *row),
             Plain::Window { members, .. } => {
                 members.get(at).map_or(0, |lsn| field::hash_coefficient(id, lsn.0))
             }

@@ -126,7 +126,7 @@ impl Open {
         for (row, sum) in self.rows.iter_mut().enumerate() {
             sum.resize(self.longest, 0);
             let row = u8::try_from(row).expect("f is at most 16");
-            field::add_scaled(&mut sum[..bytes.len()], field::cauchy(row, column), bytes);
+            field::add_scaled(&mut sum[..bytes.len()], field::cauchy(column, row), bytes);
         }
         self.members.push(member);
         self.owners.push(owner);
