@@ -35,6 +35,7 @@ mod node;
 #[rustfmt::skip]
 mod pb;
 mod primary;
+mod seal;
 mod server;
 mod storage;
 
@@ -45,6 +46,7 @@ pub use client::{
 };
 pub use node::NodeEvents;
 pub use primary::{Opened, Primary, PrimaryBuilder, Recovery};
+pub use seal::{SEAL_BYTES, Sealer, ShareKey};
 
 /// What may travel in one message with the largest command or result.
 const JOINED_BYTES: usize = 2 << 20;
