@@ -121,6 +121,19 @@ impl NetSettings {
         }
     }
 
+    /// Whether they make sense for a node that takes commands of up to so many bytes.
+    fn validate_for(&self, command_bytes_max: u64) -> Result<()> {
+        self.validate()?;
+        if command_bytes_max.saturating_add(JOINED_BYTES as u64) > self.message_bytes_max as u64 {
+            let why = format!(
+                "message_bytes_max of {} has no room for commands of {command_bytes_max} bytes and {JOINED_BYTES} more",
+                self.message_bytes_max
+            );
+            return Err(Error::new(Code::InvalidArgument, why));
+        }
+        Ok(())
+    }
+
     /// A channel to `endpoint`, established within the timeout, with the given flow-control window.
     async fn dial(&self, endpoint: &str, window: u32) -> Result<tonic::transport::Channel> {
         let wrong = |error: &dyn std::fmt::Display| {
