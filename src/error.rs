@@ -40,7 +40,8 @@ pub enum Code {
     Deadline,
     /// The peer broke the protocol.
     Protocol,
-    /// Stored data is damaged: the message names file and offset.
+    /// Stored data is damaged: the message names file and offset. Or the seal of a share does not hold: it names
+    /// the share.
     Corrupt,
     /// Another process holds the directory.
     Locked,
