@@ -440,7 +440,10 @@ impl Client {
 
     fn check_call(&self, payload: &Bytes) -> Result<()> {
         if self.image.identity.as_ref().is_some_and(|identity| identity.role == SessionRole::Holder) {
-            return Err(Error::new(Code::InvalidArgument, "a holder only keeps shares: open another session to read or write"));
+            return Err(Error::new(
+                Code::InvalidArgument,
+                "a holder only keeps shares: open another session to read or write",
+            ));
         }
         if self.closing || self.ended {
             return Err(Error::new(Code::Closed, "the session is closed"));

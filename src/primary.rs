@@ -167,6 +167,18 @@ impl Default for PrimarySettings {
 }
 
 impl PrimarySettings {
+    /// The settings of a node that has a key to seal shares with, or has none.
+    ///
+    /// # Errors
+    /// [`Code::InvalidArgument`] if shares are to be sealed without a key.
+    pub(crate) fn with_key(self, key: bool) -> Result<Self> {
+        match self.privacy {
+            _ if key => Ok(Self { privacy: Privacy::Sealed, ..self }),
+            Privacy::Sealed => Err(Error::new(Code::InvalidArgument, "privacy: sealing needs a share key")),
+            Privacy::Withheld | Privacy::Open => Ok(self),
+        }
+    }
+
     /// Whether the settings make sense together.
     ///
     /// # Errors

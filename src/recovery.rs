@@ -24,9 +24,9 @@ use crate::error::{Code, Error};
 use crate::log::{Body, ClientId, Digest, Entry, Epoch, GapPolicy, Header, Lsn, Origin, Request, Time};
 use crate::message::{Payloads, RecoveryStatus, Report, ReportItem};
 use crate::node::{Conn, RecoveryPolicy};
+use crate::primary::PrimarySettings;
 use crate::rule::{self, Rule};
 use crate::session::LogState;
-use crate::primary::PrimarySettings;
 use crate::share::cover::Domain;
 use crate::store::{Marks, Missing};
 
@@ -170,7 +170,8 @@ impl Recovery {
     /// A roll call of everybody on `state`'s roster, for what the reign of its last `EpochStart` left above its
     /// end. A node not `in_sync` with that reign (a forced promotion) takes clients' word on what was stable.
     pub fn new(state: &LogState, in_sync: bool, settings: &PrimarySettings, policy: RecoveryPolicy, now: Time) -> Self {
-        let domain = |client| (client, Domain::of(client, state.session(client).map_or("", |session| &session.info.domain)));
+        let domain =
+            |client| (client, Domain::of(client, state.session(client).map_or("", |session| &session.info.domain)));
         let awaited = rule::on(Rule::AwaitRoster);
         let roster = state.roster().filter(|_| awaited).map(domain).collect();
         Self {

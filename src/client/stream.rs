@@ -153,7 +153,8 @@ impl Client {
                 digest: command.digest,
             };
             // Below the base it is in the log already, but others' entries may be decoded with its help.
-            let needed = command.tag.is_some_and(|tag| tag.hold_until.is_none_or(|until| until > base) || tag.lsn > base);
+            let needed =
+                command.tag.is_some_and(|tag| tag.hold_until.is_none_or(|until| until > base) || tag.lsn > base);
             match command.header(client, *request) {
                 Some(header) if header.epoch == of && needed => {
                     items.push(ReportItem::Held { header, reply: command.reply });
@@ -226,7 +227,9 @@ impl Client {
 
     /// The session is established; whatever older reigns left behind gets its verdict.
     pub(super) fn on_welcome(&mut self, welcome: Welcome, out: &mut Vec<ClientOutput>) {
-        let Welcome { epoch, stable, reigns, lowest, refuse_uncovered, window, window_bytes, command_bytes_max, .. } = welcome;
+        let Welcome {
+            epoch, stable, reigns, lowest, refuse_uncovered, window, window_bytes, command_bytes_max, ..
+        } = welcome;
         if !self.is_session_epoch(epoch) {
             return;
         }

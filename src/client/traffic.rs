@@ -17,7 +17,8 @@ impl Client {
         let Some(live) = session.live.as_mut().filter(|_| session.epoch == frame.epoch) else {
             return;
         };
-        let NodeFrame { epoch, seq, stable, settled, manifest, shares, prompt, short, responses, results, closed } = frame;
+        let NodeFrame { epoch, seq, stable, settled, manifest, shares, prompt, short, responses, results, closed } =
+            frame;
         live.seq = seq;
         live.short = short;
         let mut to_hold = !manifest.is_empty() || !shares.is_empty();

@@ -58,7 +58,7 @@ impl BackupBuilder {
     }
 
     /// The secret under which shares of others' entries are handed to clients: the same on every node of the group,
-    /// known to nobody else.
+    /// known to nobody else. With it, [`Privacy`](crate::primary::Privacy) is `Sealed`, whatever the settings say.
     #[must_use]
     pub fn share_key(mut self, key: ShareKey) -> Self {
         self.share_key = Some(key);
@@ -78,6 +78,7 @@ impl BackupBuilder {
             return Err(Error::new(Code::InvalidArgument, why));
         }
         net.validate_for(settings.command_bytes_max)?;
+        let settings = settings.with_key(share_key.is_some())?;
         let start = |endpoint: String| {
             let primary = PrimarySettings { domain: domain.clone(), endpoint: endpoint.clone(), ..settings };
             Start::Backup(BackupSettings { domain, endpoint, primary })

@@ -71,8 +71,7 @@ pub(super) struct Mailbox {
 }
 
 impl Mailbox {
-    /// For the shares of one stream, if the node has a key.
-    #[expect(dead_code, reason = "streams carry no shares yet")]
+    /// For one direction of one stream, if the node has a key: ids rise within it, and its salt is its own.
     pub(super) fn sealer(&self) -> Result<Option<Sealer>> {
         self.share_key.clone().map(Sealer::new).transpose()
     }

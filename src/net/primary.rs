@@ -140,7 +140,7 @@ impl PrimaryBuilder {
     }
 
     /// The secret under which shares of others' entries are handed to clients: the same on every node of the group,
-    /// known to nobody else.
+    /// known to nobody else. With it, [`Privacy`](crate::primary::Privacy) is `Sealed`, whatever the settings say.
     #[must_use]
     pub fn share_key(mut self, key: ShareKey) -> Self {
         self.share_key = Some(key);
@@ -157,6 +157,7 @@ impl PrimaryBuilder {
     pub async fn start(self) -> Result<Primary> {
         let Self { domain, log, state, settings, net, listen, advertise, share_key } = self;
         net.validate_for(settings.command_bytes_max)?;
+        let settings = settings.with_key(share_key.is_some())?;
         let start = |endpoint| Start::Primary(PrimarySettings { domain, endpoint, ..settings });
         Ok(Primary { running: Running::start(start, log, state, listen, advertise, &net, share_key).await? })
     }

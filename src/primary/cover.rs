@@ -111,7 +111,8 @@ impl Primary {
                 let session = header.origin.and_then(|origin| self.state.session(origin.client));
                 let owner = session.filter(|_| header.origin.is_some_and(|origin| origin.request.0 > 0));
                 let owner = header.origin.zip(owner);
-                window.add(&record.entry, owner.map(|(origin, session)| Domain::of(origin.client, &session.info.domain)));
+                window
+                    .add(&record.entry, owner.map(|(origin, session)| Domain::of(origin.client, &session.info.domain)));
             }
             sharing.next = sharing.next.next();
         }

@@ -371,7 +371,8 @@ impl Primary {
     fn on_result(&mut self, asked: Asked, lsn: Lsn, result: Bytes) {
         let Asked { conn, id, level, .. } = asked;
         let level = if rule::on(Rule::ReadLevel) { self.effective(level) } else { Level::Local };
-        let Some(client) = self.streams.get(&conn).and_then(|stream| stream.live.as_ref()).map(|live| live.client) else {
+        let Some(client) = self.streams.get(&conn).and_then(|stream| stream.live.as_ref()).map(|live| live.client)
+        else {
             return;
         };
         let (mut echo, mut round) = (self.ask_echo(level), self.next_round());

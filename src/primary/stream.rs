@@ -193,8 +193,7 @@ impl Primary {
     }
 
     fn lost_stream(&mut self, now: Time, client: ClientId) {
-        if self.state.session(client).is_some_and(|session| session.standing == Standing::On)
-        {
+        if self.state.session(client).is_some_and(|session| session.standing == Standing::On) {
             self.disconnected.insert(client, now);
             self.keep_house_soon(now);
         }

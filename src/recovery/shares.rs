@@ -65,7 +65,7 @@ impl Recovery {
             let of = self.of;
             let ours = |header: &Header| header.epoch == of && !matches!(header.body, Body::EpochStart(_));
             let plain = match Plain::decode(of, &share.body) {
-                Ok(plain) if share.epoch == of && plain.headers().all(ours) => plain,
+                Ok(plain) if share.epoch == of && share.holder == client && plain.headers().all(ours) => plain,
                 Ok(_) | Err(_) => {
                     reporter.unreadable.insert(share.id);
                     self.shares.damaged += 1;

@@ -157,9 +157,7 @@ impl Plain {
     pub fn coefficient(&self, id: u64, at: usize) -> u8 {
         match self {
             Plain::Stripe { row, .. } => field::cauchy((at & 0x7f) as u8, *row),
-            Plain::Window { members, .. } => {
-                members.get(at).map_or(0, |lsn| field::hash_coefficient(id, lsn.0))
-            }
+            Plain::Window { members, .. } => members.get(at).map_or(0, |lsn| field::hash_coefficient(id, lsn.0)),
         }
     }
 }

@@ -327,7 +327,8 @@ impl Cover {
             session.leaving = false;
             let holds = session.can_hold() && !held;
             let domain = session.domain.clone();
-            // What was on its way on an older stream is sent again on this one.
+            // What was on its way on an older stream is sent again on this one, and in the order of its numbers.
+            self.pushes.retain(|(holder, _)| *holder != client);
             let shares: Vec<u64> = session.shares.iter().copied().collect();
             shares.into_iter().for_each(|share| self.push_again(share));
             self.count_domain(domain, i64::from(holds));
@@ -421,7 +422,8 @@ impl Cover {
     pub fn add(&mut self, now: Time, header: &Header, payload: &Bytes) {
         let lsn = header.lsn;
         assert_eq!(lsn, self.next(), "I1: the log is dense");
-        let owner = header.origin.map(|origin| origin.client).filter(|_| header.origin.is_some_and(|o| o.request.0 > 0));
+        let owner =
+            header.origin.map(|origin| origin.client).filter(|_| header.origin.is_some_and(|o| o.request.0 > 0));
         let owner = owner.filter(|client| self.sessions.get(client).is_some_and(|session| session.counts));
         let f = self.settings.f;
         let entry = Covering {
@@ -444,7 +446,9 @@ impl Cover {
                 self.note_active(now, client);
                 self.stripe(now, lsn);
             }
-        } else if f > 0 || (header.origin.is_some_and(|origin| origin.request.0 > 0) && self.settings.custody_bytes_max > 0) {
+        } else if f > 0
+            || (header.origin.is_some_and(|origin| origin.request.0 > 0) && self.settings.custody_bytes_max > 0)
+        {
             self.copy(lsn);
         }
         self.advance();
@@ -554,11 +558,8 @@ impl Cover {
         let until = stripe.until;
         let holders = stripe.rows.iter().filter_map(|row| row.holder.map(|(client, _)| client));
         let taken = holders.filter_map(|client| self.sessions.get(&client)).map(|session| &session.domain);
-        let taken: Vec<&Domain> = if rule::on(Rule::DistinctDomains) {
-            stripe.owners.iter().chain(taken).collect()
-        } else {
-            Vec::new()
-        };
+        let taken: Vec<&Domain> =
+            if rule::on(Rule::DistinctDomains) { stripe.owners.iter().chain(taken).collect() } else { Vec::new() };
         let fits = |session: &Session| {
             let free = session.counts && !session.leaving && session.used + cost <= session.room;
             free && !taken.contains(&&session.domain)
@@ -719,12 +720,17 @@ impl Cover {
     pub fn check(&self) {
         assert!(self.stable <= self.covered || self.entries.is_empty(), "covered lies behind stable");
         assert!(self.covered < self.next(), "covered past the head");
-        debug_assert!(!rule::on(Rule::Custody) || self.shares.iter().all(|(share, (id, at))| {
-            let holder = self.stripes.get(id).and_then(|stripe| stripe.rows.get(*at)).and_then(|row| row.holder);
-            holder.is_some_and(|(client, as_share)| {
-                as_share == *share && self.sessions.get(&client).is_none_or(|session| session.shares.contains(share))
-            })
-        }));
+        debug_assert!(
+            !rule::on(Rule::Custody)
+                || self.shares.iter().all(|(share, (id, at))| {
+                    let holder =
+                        self.stripes.get(id).and_then(|stripe| stripe.rows.get(*at)).and_then(|row| row.holder);
+                    holder.is_some_and(|(client, as_share)| {
+                        as_share == *share
+                            && self.sessions.get(&client).is_none_or(|session| session.shares.contains(share))
+                    })
+                })
+        );
     }
 }
 
