@@ -238,7 +238,7 @@ fn coverage(node: &NodeStatus) -> Option<String> {
         let _ = write!(text, "; clients keep {shares}, {}", bytes(node.share_bytes));
     }
     if node.short {
-        text += "; too few domains are connected: what is to be covered waits for the backup";
+        text += "; too few domains are connected: what is to be covered waits for the backup, or is refused";
     }
     (node.f > 0 || node.shares > 0).then_some(text)
 }
