@@ -54,6 +54,8 @@ enum LevelArg {
     Local,
     /// Survives the loss of the primary, while the writing clients live or kept their cache.
     Tagged,
+    /// Survives the loss of the primary, and with it of as many failure domains of clients as the service says.
+    Covered,
     /// Survives the loss of the primary and of every client.
     Stable,
 }
@@ -63,6 +65,7 @@ impl From<LevelArg> for Level {
         match level {
             LevelArg::Local => Level::Local,
             LevelArg::Tagged => Level::Tagged,
+            LevelArg::Covered => Level::Covered,
             LevelArg::Stable => Level::Stable,
         }
     }

@@ -633,7 +633,7 @@ impl Sequencer {
                 tracing::warn!(
                     domains,
                     needed,
-                    "too few failure domains are connected: what is to be covered waits for the backup"
+                    "too few failure domains are connected: what is to be covered waits for the backup, or is refused"
                 );
             }
             NodeEvent::Coverage { short: false, domains, needed } => {
