@@ -77,7 +77,7 @@ enum State<K> {
 struct Column<K> {
     key: K,
     state: State<K>,
-    /// The pivots whose rows have it further on: all of them, and some that had it once.
+    /// The pivots whose rows have it further on.
     users: Vec<usize>,
     /// Its part of a random solution of the homogeneous equations, in four lanes.
     probe: [u8; 4],
@@ -211,13 +211,13 @@ impl<K: Copy + Ord> Decoder<K> {
         let used = |column: &&Column<K>| match column.state {
             State::Known(_) => false,
             State::Pivot(_) => true,
-            State::Free => column.users.iter().any(|&user| self.row(user).is_some_and(|row| row.has(column.key))),
+            State::Free => !column.users.is_empty(),
         };
         self.index.values().filter_map(|&id| self.columns.get(id)).filter(used).map(|column| column.key)
     }
 
     /// What is held, in bytes: rows with their payloads, columns that rows brought in, and solved values, whether they
-    /// were taken or not. Never more than the budget.
+    /// were taken or not. Never more than the budget; a row on its way in is not counted.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
@@ -384,11 +384,16 @@ impl<K: Copy + Ord> Decoder<K> {
     /// Takes the row that begins with `id` out.
     fn take_row(&mut self, id: usize) -> Option<Row<K>> {
         self.row(id)?;
-        let probe = self.draw();
         let column = self.columns.get_mut(id)?;
-        column.probe = probe;
         self.pivots.remove(&column.key);
         let State::Pivot(row) = std::mem::replace(&mut column.state, State::Free) else { return None };
+        for term in &row.rest {
+            if let Some(column) = self.columns.get_mut(term.column)
+                && let Some(at) = column.users.iter().position(|&user| user == id)
+            {
+                column.users.swap_remove(at);
+            }
+        }
         self.bytes = self.bytes.saturating_sub(row_cost(&row));
         Some(row)
     }
@@ -448,12 +453,6 @@ impl<K: Copy + Ord> Decoder<K> {
     }
 }
 
-impl<K: Copy + Ord> Row<K> {
-    fn has(&self, key: K) -> bool {
-        self.rest.binary_search_by_key(&key, |term| term.key).is_ok()
-    }
-}
-
 /// What a row counts against the budget, without its columns.
 fn row_cost<K>(row: &Row<K>) -> u64 {
     let terms = (row.rest.len() as u64).saturating_mul(term_cost::<K>());
@@ -486,8 +485,7 @@ fn add_terms<K: Copy + Ord>(mut a: &[Term<K>], c: u8, b: &[Term<K>], sum: &mut V
     sum.extend_from_slice(a);
 }
 
-fn add_probe(sum: [u8; 4], c: u8, other: [u8; 4]) -> [u8; 4] {
-    let mut sum = sum;
+fn add_probe(mut sum: [u8; 4], c: u8, other: [u8; 4]) -> [u8; 4] {
     for (sum, other) in sum.iter_mut().zip(other) {
         *sum ^= field::mul(c, other);
     }
