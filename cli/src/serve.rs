@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use tagalong::log::Epoch;
-use tagalong::net::NodeEvents;
+use tagalong::net::{NodeEvents, ShareKey};
 use tagalong::primary::{PrimarySettings, Privacy, Uncovered};
 use tagalong::store::file::{FileLog, FileLogOptions};
 use tagalong::store::kv::KvStore;
@@ -65,6 +65,10 @@ pub(crate) struct ServeArgs {
     /// What becomes of a covered write when too few clients are there to cover it.
     #[arg(long, default_value = "when-stable")]
     uncovered: UncoveredArg,
+    /// The file with the secret under which clients keep shares for each other, the same on every node: see `tagalong
+    /// share-key`. Without it nothing is shared.
+    #[arg(long, value_name = "FILE", conflicts_with = "share_open")]
+    share_key: Option<PathBuf>,
     /// All clients may see everything that any of them writes, and are trusted: shares are given to them in the clear.
     #[arg(long)]
     share_open: bool,
@@ -101,7 +105,7 @@ pub(crate) struct ServeArgs {
 }
 
 impl ServeArgs {
-    /// What the flags say of other clients' data. A key file, once there is one, makes it `Sealed`.
+    /// What the flags say of other clients' data. A key makes it `Sealed`, whatever it is here.
     fn privacy(&self) -> Privacy {
         if self.share_open { Privacy::Open } else { Privacy::Withheld }
     }
@@ -169,16 +173,23 @@ impl Node {
         }
         let marks = log.marks()?;
         let (domain, settings, state) = (&args.domain, args.settings(), KvStore::new());
+        let key = args.share_key.as_ref().map(ShareKey::from_file).transpose()?;
         if let Some(primary) = starts_as_backup(args, marks.as_ref())? {
             let mut builder = Backup::builder(domain, log, state, primary).settings(settings).listen(args.listen);
             if let Some(endpoint) = &args.advertise {
                 builder = builder.advertise(endpoint);
+            }
+            if let Some(key) = key {
+                builder = builder.share_key(key);
             }
             return Ok(Node::Backup(builder.start().await?));
         }
         let mut builder = Primary::builder(domain, log, state).settings(settings).listen(args.listen);
         if let Some(endpoint) = &args.advertise {
             builder = builder.advertise(endpoint);
+        }
+        if let Some(key) = key {
+            builder = builder.share_key(key);
         }
         Ok(Node::Primary(builder.start().await?))
     }
