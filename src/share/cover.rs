@@ -379,6 +379,8 @@ impl Cover {
         session.leaving = true;
         let domain = session.domain.clone();
         self.count_domain(domain, -1);
+        // With one domain less to hold their rows they must not get wider.
+        self.seal_all();
     }
 
     /// A session broke. What it held for others goes to others still, and what it wrote is kept by them from now on.
@@ -400,19 +402,22 @@ impl Cover {
             }
         }
         self.seal_all();
-        let own = self.entries.iter_mut().filter(|entry| entry.owner == Some(client));
-        let mut budget = self.settings.custody_bytes_max;
         let mut orphans = Vec::new();
-        for entry in own {
+        for entry in self.entries.iter_mut().filter(|entry| entry.owner == Some(client)) {
             entry.present = false;
+            orphans.push(entry.header.lsn);
+        }
+        let mut budget = self.settings.custody_bytes_max;
+        for lsn in orphans {
+            let Some(entry) = self.entry(lsn) else { continue };
             let cost = entry.payload.len() as u64 + HEADER_COST;
-            if entry.copies.is_empty() && cost <= budget {
+            let needed = self.until(entry, lsn) > self.stable;
+            if needed && entry.copies.is_empty() && cost <= budget {
                 budget -= cost;
-                orphans.push(entry.header.lsn);
+                self.copy(lsn);
             }
         }
-        orphans.into_iter().for_each(|lsn| self.copy(lsn));
-        self.advance();
+        self.stabilize(self.stable);
     }
 
     /// The next entry of the log.
@@ -516,13 +521,22 @@ impl Cover {
 
     fn seal(&mut self, open: Open) {
         let Open { members, owners, rows, longest, segment_bytes, .. } = open;
+        let lsns: Vec<Lsn> = members.iter().map(|member| member.header.lsn).collect();
+        let (first, until) = (lsns.iter().min().copied(), lsns.iter().max().copied());
+        let (first, until) = (first.unwrap_or_default(), until.unwrap_or_default());
+        if until <= self.stable {
+            // Nobody needs it any more.
+            for lsn in lsns {
+                if let Some(entry) = self.entry_mut(lsn) {
+                    entry.open -= 1;
+                }
+            }
+            return;
+        }
         let (f, count) = (rows.len() as u64, members.len() as u64);
         self.counts.segment_bytes += segment_bytes;
         self.counts.ideal_bytes += f * segment_bytes / count.max(1);
         self.counts.symbol_bytes += f * longest as u64;
-        let lsns: Vec<Lsn> = members.iter().map(|member| member.header.lsn).collect();
-        let (first, until) = (lsns.iter().min().copied(), lsns.iter().max().copied());
-        let (first, until) = (first.unwrap_or_default(), until.unwrap_or_default());
         let rows = rows.into_iter().zip(0..);
         let rows = rows.map(|(symbol, row)| Row::new(encode(row, members.clone(), Bytes::from(symbol)))).collect();
         let id = self.keep(Stripe { members: lsns.clone(), owners, first, until, rows });
@@ -618,15 +632,17 @@ impl Cover {
                 self.unplaced.remove(&(id, at));
                 let Some((client, share)) = row.holder else { continue };
                 self.shares.remove(&share);
-                if let Some(session) = self.sessions.get_mut(&client) {
-                    session.shares.remove(&share);
+                if let Some(session) = self.sessions.get_mut(&client)
+                    && session.shares.remove(&share)
+                {
                     session.used -= row.cost;
                     self.retry = true;
                 }
             }
         }
-        self.advance();
         let (settled, stable) = (self.settled(), self.stable);
+        self.pushes.retain(|(_, share)| share.hold_until > stable);
+        self.advance();
         while self.first <= settled && !self.entries.is_empty() {
             self.entries.pop_front();
             self.first = self.first.next();
@@ -671,7 +687,6 @@ impl Cover {
     /// Seals what has waited long enough, or what nobody can add to; finds holders for what has none, where somebody may
     /// have come. `coming`: entries are being ordered that may still go into the open stripes.
     pub fn settle(&mut self, now: Time, coming: bool) {
-        let sealed = self.counts.stripes;
         while let Some(open) = self.open.take_due(now, self.settings.wait_us) {
             self.seal(open);
         }
@@ -683,8 +698,8 @@ impl Cover {
                 self.place(id, at);
             }
         }
-        if self.counts.stripes > sealed {
-            // The checkpoint may have passed all of it by now.
+        if self.first <= self.settled() {
+            // The checkpoint had passed what waited for members.
             self.stabilize(self.stable);
         }
     }
