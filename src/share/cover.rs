@@ -27,7 +27,7 @@ use bytes::Bytes;
 
 use super::body::{Member, Plain, segments};
 use super::{Mode, SEAL_COST, Share};
-use crate::log::{ClientId, Epoch, HEADER_COST, Header, Lsn, Time};
+use crate::log::{ClientId, Epoch, HEADER_COST, Header, Lsn, Request, Time};
 use crate::rule::{self, Rule};
 
 mod stripe;
@@ -315,13 +315,26 @@ impl Cover {
     }
 
     /// A session stands, on the roster by a stable entry, with room for so many bytes of shares. What an older incarnation
-    /// of its cache confirmed is void: nobody knows what a crash took from it.
-    pub fn join(&mut self, client: ClientId, incarnation: u64, domain: &str, room: u64) {
+    /// of its cache confirmed is void: nobody knows what a crash took from it. But its requests before `from` are answered,
+    /// and what is answered is in its cache with its tag: no other confirm may ever come.
+    pub fn join(&mut self, client: ClientId, incarnation: u64, domain: &str, room: u64, from: Request) {
         let known = self.sessions.get(&client).map(|session| session.incarnation);
         if known.is_some_and(|known| known != incarnation) && rule::on(Rule::ConfirmByIncarnation) {
             self.leave(client);
         }
         self.retry = true;
+        self.enter(client, incarnation, domain, room);
+        let answered = |entry: &&mut Covering| {
+            let origin = entry.header.origin.filter(|_| entry.owner == Some(client));
+            origin.is_some_and(|origin| origin.request < from)
+        };
+        for entry in self.entries.iter_mut().filter(answered) {
+            (entry.tagged, entry.present) = (true, true);
+        }
+        self.advance();
+    }
+
+    fn enter(&mut self, client: ClientId, incarnation: u64, domain: &str, room: u64) {
         if let Some(session) = self.sessions.get_mut(&client) {
             let held = session.can_hold();
             session.leaving = false;
