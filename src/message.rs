@@ -111,7 +111,7 @@ pub struct Attach {
     pub observed_epoch: Epoch,
     /// The highest LSN whose state was revealed to it.
     pub observed: Lsn,
-    /// How many bytes of shares its cache still takes, by [`Share::cost`]; 0 to hold none.
+    /// How many bytes of shares its cache takes in all, by [`Share::cost`]; 0 to hold none.
     pub share_bytes: u64,
 }
 

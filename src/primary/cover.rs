@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 
 use super::{Phase, Primary, PrimarySettings, Privacy};
 use crate::log::{ClientId, Level, Lsn, Time};
+use crate::message::Attach;
 use crate::node::{NodeEvent, Output};
 use crate::rule::{self, Rule};
 use crate::share::cover::{Cover, CoverSettings, Domain};
@@ -171,10 +172,11 @@ impl Primary {
         }
     }
 
-    pub(super) fn join_cover(&mut self, client: ClientId, incarnation: u64, room: u64) {
+    pub(super) fn join_cover(&mut self, attach: &Attach) {
+        let Attach { client, incarnation, share_bytes, from, .. } = *attach;
         let Some(domain) = self.state.session(client).map(|session| session.info.domain.clone()) else { return };
         if let Some(sharing) = &mut self.sharing {
-            sharing.cover.join(client, incarnation, &domain, room);
+            sharing.cover.join(client, incarnation, &domain, share_bytes, from);
             sharing.changed = true;
         }
     }

@@ -323,7 +323,7 @@ impl Primary {
             command_bytes_max: self.settings.command_bytes_max,
         };
         out.push(Output::ToClient(conn, NodeMessage::Welcome(welcome)));
-        self.join_cover(client, attach.incarnation, attach.share_bytes);
+        self.join_cover(attach);
     }
 
     /// Admits whoever waited for the checkpoint to pass its `Open` or `Resume`.

@@ -27,7 +27,7 @@ use bytes::Bytes;
 
 use super::body::{Member, Plain, segments};
 use super::{Mode, SEAL_COST, Share};
-use crate::log::{ClientId, Epoch, HEADER_COST, Header, Lsn, Time};
+use crate::log::{ClientId, Epoch, HEADER_COST, Header, Lsn, Request, Time};
 use crate::rule::{self, Rule};
 
 mod stripe;
@@ -162,6 +162,8 @@ pub struct Cover {
     /// Somebody came, or has room again.
     retry: bool,
     pushes: Vec<(ClientId, Share)>,
+    /// What clients that left keep of what they were given: so many bytes, until this checkpoint at the latest.
+    kept: BTreeMap<ClientId, (u64, Lsn)>,
     /// Up to which checkpoint anything a client was given, or wrote, is needed.
     needed: BTreeMap<ClientId, Lsn>,
     bytes: u64,
@@ -198,6 +200,7 @@ impl Cover {
             unplaced: BTreeSet::new(),
             retry: false,
             pushes: Vec::new(),
+            kept: BTreeMap::new(),
             needed: BTreeMap::new(),
             bytes: 0,
             active: [BTreeSet::new(), BTreeSet::new()],
@@ -297,10 +300,16 @@ impl Cover {
 
     /// Makes room, or not, at `client` for a share that nobody counts on, of so many bytes, to be kept until `until`.
     pub fn lend(&mut self, client: ClientId, share: u64, cost: u64, until: Lsn) -> bool {
-        let Some(session) = self.sessions.get_mut(&client) else { return false };
-        if session.leaving || session.used + cost > session.room {
-            return false;
+        let fits = |session: &Session| !session.leaving && session.used + cost <= session.room;
+        let fits = self.sessions.get(&client).is_some_and(fits);
+        if fits {
+            self.occupy(client, share, cost, until);
         }
+        fits
+    }
+
+    fn occupy(&mut self, client: ClientId, share: u64, cost: u64, until: Lsn) {
+        let Some(session) = self.sessions.get_mut(&client) else { return };
         session.used += cost;
         self.next_stripe += 1;
         let id = self.next_stripe;
@@ -311,17 +320,29 @@ impl Cover {
         self.shares.insert(share, (id, 0));
         self.ends.insert((until, id));
         self.stripes.insert(id, Stripe { members: Vec::new(), owners: Vec::new(), first: until, until, rows });
-        true
     }
 
     /// A session stands, on the roster by a stable entry, with room for so many bytes of shares. What an older incarnation
-    /// of its cache confirmed is void: nobody knows what a crash took from it.
-    pub fn join(&mut self, client: ClientId, incarnation: u64, domain: &str, room: u64) {
+    /// of its cache confirmed is void: nobody knows what a crash took from it. But its requests before `from` are answered,
+    /// and what is answered is in its cache with its tag: no other confirm may ever come.
+    pub fn join(&mut self, client: ClientId, incarnation: u64, domain: &str, room: u64, from: Request) {
         let known = self.sessions.get(&client).map(|session| session.incarnation);
         if known.is_some_and(|known| known != incarnation) && rule::on(Rule::ConfirmByIncarnation) {
             self.leave(client);
         }
         self.retry = true;
+        self.enter(client, incarnation, domain, room);
+        let answered = |entry: &&mut Covering| {
+            let origin = entry.header.origin.filter(|_| entry.owner == Some(client));
+            origin.is_some_and(|origin| origin.request < from)
+        };
+        for entry in self.entries.iter_mut().filter(answered) {
+            (entry.tagged, entry.present) = (true, true);
+        }
+        self.advance();
+    }
+
+    fn enter(&mut self, client: ClientId, incarnation: u64, domain: &str, room: u64) {
         if let Some(session) = self.sessions.get_mut(&client) {
             let held = session.can_hold();
             session.leaving = false;
@@ -348,6 +369,10 @@ impl Cover {
         };
         self.count_domain(session.domain.clone(), i64::from(session.can_hold()));
         self.sessions.insert(client, session);
+        if let Some((cost, until)) = self.kept.remove(&client) {
+            let share = self.next_share();
+            self.occupy(client, share, cost, until);
+        }
     }
 
     fn count_domain(&mut self, domain: Domain, change: i64) {
@@ -392,14 +417,20 @@ impl Cover {
             return;
         }
         self.pushes.retain(|(holder, _)| *holder != client);
+        let (mut cost, mut until) = (0, Lsn(0));
         for share in session.shares {
             let Some((id, at)) = self.shares.remove(&share) else { continue };
             let Some(stripe) = self.stripes.get_mut(&id) else { continue };
+            cost += stripe.rows[at].cost;
+            until = until.max(stripe.until);
             stripe.rows[at].holder = None;
             stripe.rows[at].confirmed = false;
             if !stripe.members.is_empty() {
                 self.place(id, at);
             }
+        }
+        if cost > 0 {
+            self.kept.insert(client, (cost, until));
         }
         self.seal_all();
         let mut orphans = Vec::new();
@@ -648,6 +679,7 @@ impl Cover {
             self.first = self.first.next();
         }
         self.needed.retain(|_, until| *until > stable);
+        self.kept.retain(|_, (_, until)| *until > stable);
     }
 
     /// Moves `covered` as far as everything is safe or stable.
