@@ -198,6 +198,7 @@ fn xor<const N: usize>(y: &mut [u8; N], x: &[u8; N]) {
 fn in_chunks<const N: usize>(y: &mut [u8], x: &[u8], f: impl Fn(&mut [u8; N], &[u8; N])) {
     same_length(y, x);
     let Some((mut last, last_x)) = y.last_chunk().copied().zip(x.last_chunk()) else {
+        // Less than one piece: computed on copies that are filled up with zeros.
         let (mut padded, mut padded_x) = ([0; N], [0; N]);
         padded[..y.len()].copy_from_slice(y);
         padded_x[..x.len()].copy_from_slice(x);
