@@ -672,11 +672,13 @@ impl Backup {
         let sessions = self.state.sessions().iter().map(|(client, session)| SessionStatus {
             client: *client,
             domain: session.info.domain.clone(),
+            role: session.info.role,
             state: session.standing.name().to_owned(),
             connected: false,
             last: session.last,
             held_entries: 0,
             held_bytes: 0,
+            share_bytes: 0,
         });
         let bytes = self.behind.iter().map(Record::cost).sum();
         let oldest = self.behind.front().map(|record| record.entry.header.time);
@@ -685,6 +687,11 @@ impl Backup {
             head: self.appended,
             logged: self.durable,
             stable: self.stable,
+            covered: self.stable,
+            f: self.state.start().f,
+            short: false,
+            shares: 0,
+            share_bytes: 0,
             target: Target::Backup(self.marks.node),
             delta_entries: self.behind.len() as u64,
             delta_bytes: bytes,

@@ -1,7 +1,7 @@
 //! The watermarks of a log and the order they keep.
 //!
 //! ```text
-//!   stable ≤ head        logged ≤ head        each monotone within a reign
+//!   stable ≤ covered ≤ head        logged ≤ head        each monotone within a reign
 //! ```
 //!
 //! It is a lattice, not a chain: the backup may be ahead of the primary's own disk, so `stable` may pass `logged`.
@@ -15,6 +15,7 @@ pub struct Watermarks {
     head: Lsn,
     logged: Lsn,
     stable: Lsn,
+    covered: Lsn,
 }
 
 impl Watermarks {
@@ -23,7 +24,7 @@ impl Watermarks {
     /// # Panics
     /// If `stable` lies past `head`.
     pub fn new(head: Lsn, stable: Lsn) -> Self {
-        let marks = Self { head, logged: head, stable };
+        let marks = Self { head, logged: head, stable, covered: stable };
         marks.check();
         marks
     }
@@ -41,6 +42,11 @@ impl Watermarks {
     /// The last LSN durable at the stability target.
     pub fn stable(&self) -> Lsn {
         self.stable
+    }
+
+    /// Up to here everything is stable, or was covered when the mark passed it.
+    pub fn covered(&self) -> Lsn {
+        self.covered
     }
 
     /// The log grew by one entry, at `lsn`.
@@ -71,6 +77,18 @@ impl Watermarks {
         assert!(upto <= self.head, "stable {upto} past head {}", self.head);
         let news = upto > self.stable;
         self.stable = self.stable.max(upto);
+        self.covered = self.covered.max(upto);
+        news
+    }
+
+    /// Everything up to `upto` is covered. Returns whether that is news.
+    ///
+    /// # Panics
+    /// If it lies past the head.
+    pub fn cover(&mut self, upto: Lsn) -> bool {
+        assert!(upto <= self.head, "covered {upto} past head {}", self.head);
+        let news = upto > self.covered;
+        self.covered = self.covered.max(upto);
         news
     }
 
@@ -78,13 +96,15 @@ impl Watermarks {
     pub fn meets(&self, level: Level, lsn: Lsn) -> bool {
         match level {
             Level::Local | Level::Tagged => lsn <= self.head,
+            Level::Covered => lsn <= self.covered,
             Level::Stable => lsn <= self.stable,
         }
     }
 
     /// Asserts the order of the marks.
     pub fn check(&self) {
-        assert!(self.stable <= self.head, "stable {} past head {}", self.stable, self.head);
+        assert!(self.stable <= self.covered, "stable {} past covered {}", self.stable, self.covered);
+        assert!(self.covered <= self.head, "covered {} past head {}", self.covered, self.head);
         assert!(self.logged <= self.head, "logged {} past head {}", self.logged, self.head);
     }
 }

@@ -18,7 +18,7 @@ use std::collections::{BTreeMap, VecDeque};
 use bytes::Bytes;
 
 use crate::error::{Code, Error, Result};
-use crate::log::{Digest, Epoch, HEADER_COST, Level, Lsn, Request, Tag, Time};
+use crate::log::{Digest, Epoch, HEADER_COST, Level, Lsn, Request, SessionRole, Tag, Time};
 use crate::message::Conn;
 use crate::message::{ClientMessage, NodeMessage, Outcome, Status};
 use crate::rule::{self, Rule};
@@ -39,6 +39,9 @@ pub(crate) const REPORT_ITEMS: usize = 1024;
 pub struct ClientSettings {
     /// What is in doubt or held may take this much; writes beyond it wait before they are sent.
     pub cache_bytes_max: u64,
+    /// Shares kept for others may take this much of `cache_bytes_max`; 0 to keep none. What an earlier connection left may
+    /// take as much again for a while.
+    pub share_bytes_max: u64,
     /// Commands that have a number and were not sent yet may take this much; a call beyond it is refused as busy.
     pub unsent_bytes_max: u64,
     /// How long a confirm waits for a frame to ride on.
@@ -53,6 +56,7 @@ impl Default for ClientSettings {
     fn default() -> Self {
         Self {
             cache_bytes_max: 256 << 20,
+            share_bytes_max: 64 << 20,
             unsent_bytes_max: 64 << 20,
             confirm_delay_us: 2_000,
             queries_max: 512,
@@ -71,12 +75,16 @@ impl ClientSettings {
             let why = "cache_bytes_max must hold at least 8 KiB, and queries_max must not be 0";
             return Err(Error::new(Code::InvalidArgument, why));
         }
+        if self.share_bytes_max > self.cache_bytes_max / 2 {
+            let why = "share_bytes_max may take half of cache_bytes_max at most";
+            return Err(Error::new(Code::InvalidArgument, why));
+        }
         Ok(())
     }
 
-    /// What commands may take: the rest is for headers, which cannot be refused.
+    /// What commands may take: the rest is for headers and shares, which cannot be refused.
     fn commands_bytes_max(&self) -> u64 {
-        self.cache_bytes_max - self.cache_bytes_max / 8
+        self.cache_bytes_max - self.cache_bytes_max / 8 - self.share_bytes_max
     }
 }
 
@@ -193,6 +201,8 @@ struct Asking {
 struct Session {
     conn: Conn,
     epoch: Epoch,
+    /// The reign that a roll call is about.
+    of: Epoch,
     live: Option<Live>,
 }
 
@@ -206,6 +216,11 @@ struct Live {
     next: Request,
     window: u64,
     window_bytes: u64,
+    lowest: Level,
+    /// What cannot be covered is refused at the call.
+    refuse_uncovered: bool,
+    /// Too few failure domains are connected to cover what this client writes.
+    short: bool,
     close_sent: bool,
 }
 
@@ -282,8 +297,7 @@ impl Client {
             ClientInput::Connected(conn) => self.on_connected(conn, out),
             ClientInput::Gone(conn) => self.on_gone(conn, out),
             ClientInput::Message(conn, message) => self.on_message(now, conn, message, out),
-            ClientInput::Flush => self.send(now, false, out),
-            ClientInput::Tick => {
+            ClientInput::Flush | ClientInput::Tick => {
                 let due = self.confirm_due.is_some_and(|at| now >= at);
                 self.send(now, due, out);
             }
@@ -316,10 +330,11 @@ impl Client {
     /// Takes the next number for a command. It is sent, in order, when window and cache have room.
     ///
     /// # Errors
-    /// [`Code::TooLarge`], [`Code::Busy`] beyond `unsent_bytes_max`, or [`Code::Closed`] after a close or the end of the
-    /// session.
+    /// [`Code::TooLarge`], [`Code::Busy`] beyond `unsent_bytes_max`, [`Code::Uncovered`] where the service refuses what too few
+    /// clients are there to cover, or [`Code::Closed`] after a close or the end of the session.
     pub fn write(&mut self, payload: Bytes, level: Level) -> Result<Request> {
         self.check_call(&payload)?;
+        self.check_cover(level)?;
         let cost = payload.len() as u64 + HEADER_COST;
         if !self.unsent.is_empty() && self.unsent_bytes + cost > self.settings.unsent_bytes_max {
             return Err(Error::new(Code::Busy, format!("{} commands wait to be sent already", self.unsent.len())));
@@ -412,7 +427,24 @@ impl Client {
         self.closing = true;
     }
 
+    fn check_cover(&self, level: Level) -> Result<()> {
+        let live = self.session.as_ref().and_then(|session| session.live.as_ref());
+        let uncovered = |live: &Live| live.refuse_uncovered && live.short && live.lowest.max(level) == Level::Covered;
+        if live.is_some_and(uncovered) {
+            let why = "too few failure domains are connected to cover this write: try again when more clients, or holders, \
+                       are there, or ask for Level::Stable";
+            return Err(Error::new(Code::Uncovered, why));
+        }
+        Ok(())
+    }
+
     fn check_call(&self, payload: &Bytes) -> Result<()> {
+        if self.image.identity.as_ref().is_some_and(|identity| identity.role == SessionRole::Holder) {
+            return Err(Error::new(
+                Code::InvalidArgument,
+                "a holder only keeps shares: open another session to read or write",
+            ));
+        }
         if self.closing || self.ended {
             return Err(Error::new(Code::Closed, "the session is closed"));
         }

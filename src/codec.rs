@@ -21,10 +21,11 @@ use crate::log::{
     Body, ClientId, ClusterId, Digest, Entry, Epoch, EpochStart, GapPolicy, GroupId, Header, Level, Lsn, NodeId,
     Origin, Record, Reign, Request, SessionInfo, SessionRole, Tag, Target, Time,
 };
+use crate::share::{Mode, Share};
 use crate::store::Marks;
 
 /// The version of everything in this file; it changes when an older build would misread what a newer one wrote.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 
 /// The least bytes an element of a list takes, by which a count is checked before anything is allocated.
 const CLIENT_BYTES: usize = 16;
@@ -160,6 +161,15 @@ pub fn encode_op(op: &CacheOp, out: &mut Vec<u8>) {
             put.epoch(*epoch);
             put.list(reigns, Put::reign);
         }
+        CacheOp::Share(share) => {
+            put.byte(13);
+            put.share(share);
+        }
+        CacheOp::Settled(epoch, lsn) => {
+            put.byte(14);
+            put.epoch(*epoch);
+            put.number(lsn.0);
+        }
     }
 }
 
@@ -188,24 +198,26 @@ pub fn decode_op(bytes: &[u8]) -> Result<CacheOp> {
             10 => CacheOp::Observed(take.epoch()?, take.lsn()?),
             11 => CacheOp::Stable(take.epoch()?, take.lsn()?),
             12 => CacheOp::Verdict(take.epoch()?, take.list(REIGN_BYTES, Take::reign)?),
+            13 => CacheOp::Share(take.share()?),
+            14 => CacheOp::Settled(take.epoch()?, take.lsn()?),
             other => return Err(unknown("cache operation", other)),
         })
     })
 }
 
 /// Writes the parts.
-struct Put<'a>(&'a mut Vec<u8>);
+pub(crate) struct Put<'a>(pub(crate) &'a mut Vec<u8>);
 
 impl Put<'_> {
-    fn byte(&mut self, byte: u8) {
+    pub(crate) fn byte(&mut self, byte: u8) {
         self.0.push(byte);
     }
 
-    fn flag(&mut self, flag: bool) {
+    pub(crate) fn flag(&mut self, flag: bool) {
         self.byte(u8::from(flag));
     }
 
-    fn number(&mut self, mut number: u64) {
+    pub(crate) fn number(&mut self, mut number: u64) {
         while number >= 0x80 {
             self.byte((number & 0x7f) as u8 | 0x80);
             number >>= 7;
@@ -213,11 +225,11 @@ impl Put<'_> {
         self.byte((number & 0x7f) as u8);
     }
 
-    fn u64(&mut self, value: u64) {
+    pub(crate) fn u64(&mut self, value: u64) {
         self.0.extend_from_slice(&value.to_le_bytes());
     }
 
-    fn u128(&mut self, value: u128) {
+    pub(crate) fn u128(&mut self, value: u128) {
         self.0.extend_from_slice(&value.to_le_bytes());
     }
 
@@ -237,7 +249,7 @@ impl Put<'_> {
         }
     }
 
-    fn list<T>(&mut self, values: &[T], mut put: impl FnMut(&mut Self, &T)) {
+    pub(crate) fn list<T>(&mut self, values: &[T], mut put: impl FnMut(&mut Self, &T)) {
         self.number(values.len() as u64);
         for value in values {
             put(self, value);
@@ -259,7 +271,7 @@ impl Put<'_> {
         self.u64(epoch.node.0);
     }
 
-    fn digest(&mut self, digest: Digest) {
+    pub(crate) fn digest(&mut self, digest: Digest) {
         self.byte(digest.algorithm);
         self.number(digest.value);
     }
@@ -269,6 +281,7 @@ impl Put<'_> {
             Level::Local => 0,
             Level::Tagged => 1,
             Level::Stable => 2,
+            Level::Covered => 3,
         });
     }
 
@@ -276,6 +289,7 @@ impl Put<'_> {
         self.byte(match role {
             SessionRole::Writer => 0,
             SessionRole::Reader => 1,
+            SessionRole::Holder => 2,
         });
     }
 
@@ -297,7 +311,7 @@ impl Put<'_> {
         });
     }
 
-    fn header(&mut self, header: &Header) {
+    pub(crate) fn header(&mut self, header: &Header) {
         self.byte(match header.body {
             Body::Command => 1,
             Body::Noop => 2,
@@ -363,6 +377,19 @@ impl Put<'_> {
         self.option(tag.hold_until, |put, lsn| put.number(lsn.0));
         self.number(tag.stable.0);
         self.flag(tag.protected);
+        self.level(tag.met);
+    }
+
+    fn share(&mut self, share: &Share) {
+        self.epoch(share.epoch);
+        self.number(share.id);
+        self.byte(match share.mode {
+            Mode::Stripe => 0,
+            Mode::Window => 1,
+        });
+        self.u128(share.holder.0);
+        self.number(share.hold_until.0);
+        self.blob(&share.body);
     }
 
     fn reign(&mut self, reign: &Reign) {
@@ -374,22 +401,26 @@ impl Put<'_> {
 }
 
 /// Reads the parts from what is left of the input.
-struct Take<'a>(&'a [u8]);
+pub(crate) struct Take<'a>(&'a [u8]);
 
-fn whole<'a, T>(bytes: &'a [u8], what: &str, take: impl FnOnce(&mut Take<'a>) -> Result<T>) -> Result<T> {
+pub(crate) fn whole<'a, T>(bytes: &'a [u8], what: &str, take: impl FnOnce(&mut Take<'a>) -> Result<T>) -> Result<T> {
     let mut left = Take(bytes);
     let value = take(&mut left)?;
     if left.0.is_empty() { Ok(value) } else { Err(corrupt(&format!("{} bytes after the {what}", left.0.len()))) }
 }
 
 impl<'a> Take<'a> {
-    fn bytes(&mut self, length: usize) -> Result<&'a [u8]> {
+    pub(crate) fn new(bytes: &'a [u8]) -> Self {
+        Self(bytes)
+    }
+
+    pub(crate) fn bytes(&mut self, length: usize) -> Result<&'a [u8]> {
         let (taken, left) = self.0.split_at_checked(length).ok_or_else(|| corrupt("it ends too early"))?;
         self.0 = left;
         Ok(taken)
     }
 
-    fn rest(&mut self) -> &'a [u8] {
+    pub(crate) fn rest(&mut self) -> &'a [u8] {
         std::mem::take(&mut self.0)
     }
 
@@ -399,11 +430,11 @@ impl<'a> Take<'a> {
         Ok(array)
     }
 
-    fn byte(&mut self) -> Result<u8> {
+    pub(crate) fn byte(&mut self) -> Result<u8> {
         Ok(self.array::<1>()?[0])
     }
 
-    fn flag(&mut self) -> Result<bool> {
+    pub(crate) fn flag(&mut self) -> Result<bool> {
         match self.byte()? {
             0 => Ok(false),
             1 => Ok(true),
@@ -411,7 +442,7 @@ impl<'a> Take<'a> {
         }
     }
 
-    fn number(&mut self) -> Result<u64> {
+    pub(crate) fn number(&mut self) -> Result<u64> {
         let mut number = 0u64;
         for shift in (0..64).step_by(7) {
             let byte = self.byte()?;
@@ -428,15 +459,15 @@ impl<'a> Take<'a> {
         Err(corrupt("a number has more than 64 bits"))
     }
 
-    fn u32(&mut self) -> Result<u32> {
+    pub(crate) fn u32(&mut self) -> Result<u32> {
         u32::try_from(self.number()?).map_err(|_| corrupt("a number has more than 32 bits"))
     }
 
-    fn u64(&mut self) -> Result<u64> {
+    pub(crate) fn u64(&mut self) -> Result<u64> {
         Ok(u64::from_le_bytes(self.array()?))
     }
 
-    fn u128(&mut self) -> Result<u128> {
+    pub(crate) fn u128(&mut self) -> Result<u128> {
         Ok(u128::from_le_bytes(self.array()?))
     }
 
@@ -455,7 +486,7 @@ impl<'a> Take<'a> {
     }
 
     /// A list whose elements take at least `least` bytes each.
-    fn list<T>(&mut self, least: usize, mut take: impl FnMut(&mut Self) -> Result<T>) -> Result<Vec<T>> {
+    pub(crate) fn list<T>(&mut self, least: usize, mut take: impl FnMut(&mut Self) -> Result<T>) -> Result<Vec<T>> {
         let count = self.number()?;
         if count > (self.0.len() / least) as u64 {
             return Err(corrupt("a list is longer than what is left"));
@@ -463,7 +494,7 @@ impl<'a> Take<'a> {
         (0..count).map(|_| take(self)).collect()
     }
 
-    fn client(&mut self) -> Result<ClientId> {
+    pub(crate) fn client(&mut self) -> Result<ClientId> {
         Ok(ClientId(self.u128()?))
     }
 
@@ -483,7 +514,7 @@ impl<'a> Take<'a> {
         Ok(Epoch { generation: self.u32()?, number: self.number()?, node: NodeId(self.u64()?) })
     }
 
-    fn digest(&mut self) -> Result<Digest> {
+    pub(crate) fn digest(&mut self) -> Result<Digest> {
         Ok(Digest { algorithm: self.byte()?, value: self.number()? })
     }
 
@@ -492,6 +523,7 @@ impl<'a> Take<'a> {
             0 => Level::Local,
             1 => Level::Tagged,
             2 => Level::Stable,
+            3 => Level::Covered,
             other => return Err(unknown("level", other)),
         })
     }
@@ -500,6 +532,7 @@ impl<'a> Take<'a> {
         Ok(match self.byte()? {
             0 => SessionRole::Writer,
             1 => SessionRole::Reader,
+            2 => SessionRole::Holder,
             other => return Err(unknown("session role", other)),
         })
     }
@@ -521,7 +554,7 @@ impl<'a> Take<'a> {
         })
     }
 
-    fn header(&mut self) -> Result<Header> {
+    pub(crate) fn header(&mut self) -> Result<Header> {
         let kind = self.byte()?;
         if !(1..=9).contains(&kind) {
             return Err(unknown("entry", kind));
@@ -583,6 +616,22 @@ impl<'a> Take<'a> {
             hold_until: self.option(Self::lsn)?,
             stable: self.lsn()?,
             protected: self.flag()?,
+            met: self.level()?,
+        })
+    }
+
+    fn share(&mut self) -> Result<Share> {
+        Ok(Share {
+            epoch: self.epoch()?,
+            id: self.number()?,
+            mode: match self.byte()? {
+                0 => Mode::Stripe,
+                1 => Mode::Window,
+                other => return Err(unknown("mode of a share", other)),
+            },
+            holder: self.client()?,
+            hold_until: self.lsn()?,
+            body: Bytes::copy_from_slice(self.blob()?),
         })
     }
 

@@ -34,11 +34,14 @@ pub enum Code {
     TooLarge,
     /// A queue is at its bound.
     Busy,
+    /// Fewer failure domains of clients are connected than `Covered` needs, and the service refuses rather than waits.
+    Uncovered,
     /// The deadline passed before the outcome was known.
     Deadline,
     /// The peer broke the protocol.
     Protocol,
-    /// Stored data is damaged: the message names file and offset.
+    /// Stored data is damaged: the message names file and offset. Or the seal of a share does not hold: it names
+    /// the share.
     Corrupt,
     /// Another process holds the directory.
     Locked,
@@ -109,7 +112,9 @@ impl Error {
             Code::WrongEpoch | Code::Deposed | Code::NotPrimary | Code::Unavailable | Code::Recovering => {
                 ErrorKind::Rediscover
             }
-            Code::Busy | Code::BackupUnavailable | Code::TooManySessions | Code::Locked => ErrorKind::BackOff,
+            Code::Busy | Code::Uncovered | Code::BackupUnavailable | Code::TooManySessions | Code::Locked => {
+                ErrorKind::BackOff
+            }
             Code::TooLarge | Code::InvalidArgument | Code::WrongCluster | Code::Closed => ErrorKind::FixCall,
             Code::WrongVersion
             | Code::UnknownKind

@@ -22,5 +22,5 @@ pub use error::{Code, Error, ErrorKind, Result};
 #[cfg(feature = "grpc")]
 pub use net::{
     AdminClient, Backup, ClientEvents, ClientStats, NetSettings, NodeEvents, Opened, Primary, ReadOptions, Recovery,
-    TaggedClient, WriteOptions, WriteOutcome, Writing,
+    ShareKey, TaggedClient, WriteOptions, WriteOutcome, Writing,
 };

@@ -182,6 +182,9 @@ pub enum Level {
     /// Applied, and the tag sent. Survives the loss of the primary site as long as the writing clients live.
     #[default]
     Tagged,
+    /// Covered: every entry up to this one is stable, or can be rebuilt without the primary's site and without any *f*
+    /// failure domains of clients. Costs a round trip to other clients. Where the service sets *f* to 0, `Stable`.
+    Covered,
     /// Durable at the stability target. Survives the loss of the primary site and of every client.
     Stable,
 }
@@ -195,6 +198,8 @@ pub enum SessionRole {
     Writer,
     /// Reads only.
     Reader,
+    /// Neither reads nor writes: it keeps shares for others.
+    Holder,
 }
 
 /// Whose disk makes an entry stable. A logged fact.
@@ -239,7 +244,8 @@ pub struct EpochStart {
     pub base: Lsn,
     /// The highest LSN that anyone reported to have observed (at least `base`).
     pub observed: Lsn,
-    /// How many clients every acknowledged write of this reign survives (0 until shares exist).
+    /// How many failure domains of clients may be lost with the primary, and every acknowledged write of this reign
+    /// survives: 0 where the lowest level is below `Covered`.
     pub f: u8,
     /// The lowest level the service accepts in this reign.
     pub lowest: Level,
@@ -368,12 +374,16 @@ pub struct Tag {
     pub lsn: Lsn,
     /// The primary's clock when it was ordered.
     pub time: Time,
-    /// Hold the entry until `stable` passes this; `None`: not known yet, keep it.
+    /// Hold the entry until `stable` passes this, which lies past `lsn` where others' entries can only be decoded with
+    /// the help of this one. `None`: not known yet; hold it until a frame's `settled` passes `lsn`.
     pub hold_until: Option<Lsn>,
     /// The checkpoint when the response was written.
     pub stable: Lsn,
     /// Whether the write is held outside the primary's failure domain, or stable.
     pub protected: bool,
+    /// The strongest level that the entry met when the response was written. A write that asked for `Covered` and got
+    /// `Stable` had to wait for the backup, for want of clients to cover it.
+    pub met: Level,
 }
 
 /// One reign as the log's table of epochs records it.

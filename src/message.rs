@@ -19,6 +19,7 @@ use crate::error::Error;
 use crate::log::{
     ClientId, ClusterId, Digest, Epoch, GroupId, Header, Level, Lsn, NodeId, Record, Reign, Request, SessionRole, Tag,
 };
+use crate::share::Share;
 
 /// The protocol version this build speaks.
 pub const VERSION: u32 = 1;
@@ -110,6 +111,8 @@ pub struct Attach {
     pub observed_epoch: Epoch,
     /// The highest LSN whose state was revealed to it.
     pub observed: Lsn,
+    /// How many bytes of shares its cache takes in all, by [`Share::cost`]; 0 to hold none.
+    pub share_bytes: u64,
 }
 
 /// A command on its way to the primary.
@@ -176,6 +179,17 @@ pub enum ReportItem {
     },
     /// A header that came in a manifest.
     Header(Header),
+    /// A share; its body is pulled where it is needed.
+    Share {
+        /// The reign whose entries it combines.
+        epoch: Epoch,
+        /// Its number.
+        id: u64,
+        /// Until which checkpoint it is kept: no entry past this is in it.
+        hold_until: Lsn,
+        /// Length of the body in bytes.
+        length: u32,
+    },
 }
 
 /// A part of a client's report.
@@ -200,6 +214,8 @@ pub struct Payloads {
     pub epoch: Epoch,
     /// Request number and bytes.
     pub items: Vec<(Request, Bytes)>,
+    /// Shares that were asked for.
+    pub shares: Vec<Share>,
 }
 
 /// From a client to a node.
@@ -228,6 +244,10 @@ pub struct Welcome {
     pub reigns: Vec<Reign>,
     /// The lowest level of the service.
     pub lowest: Level,
+    /// How many failure domains of clients a `Covered` write survives.
+    pub f: u8,
+    /// What cannot be covered for want of clients is refused at the call, rather than met when it is stable.
+    pub refuse_uncovered: bool,
     /// How many requests may be unanswered at once.
     pub window: u64,
     /// How many bytes of them.
@@ -277,8 +297,17 @@ pub struct NodeFrame {
     pub seq: u64,
     /// The checkpoint.
     pub stable: Lsn,
+    /// Up to here nobody needs an entry any more to decode another: what has a tag that does not say how long to hold is
+    /// released. At most `stable`.
+    pub settled: Lsn,
     /// Headers the client may have to vouch for. To be held before anything else in this frame is used.
     pub manifest: Vec<Header>,
+    /// Shares to be kept for others.
+    pub shares: Vec<Share>,
+    /// The node waits for the confirm of this frame: it is to be sent at once.
+    pub prompt: bool,
+    /// Too few failure domains are connected to cover what this client writes.
+    pub short: bool,
     /// Tags and replies.
     pub responses: Vec<Response>,
     /// Query results.
@@ -309,6 +338,8 @@ pub enum NodeMessage {
         epoch: Epoch,
         /// In LSN order as far as known.
         requests: Vec<Request>,
+        /// Shares of the reign being recovered, by number.
+        shares: Vec<u64>,
     },
     /// The session is established.
     Welcome(Welcome),
@@ -453,6 +484,12 @@ pub struct RecoveryStatus {
     pub pulled_bytes: u64,
     /// Bytes of payload wanted.
     pub wanted_bytes: u64,
+    /// Shares pulled, of how many reported.
+    pub pulled_shares: u64,
+    /// Shares reported.
+    pub shares: u64,
+    /// Entries that only shares supply.
+    pub decoded: u64,
     /// LSNs up to `observed` that nothing supplies, as of now.
     pub missing: Vec<Range<Lsn>>,
     /// How many entries known or observed would be lost if the recovery were concluded now with `Stop`.
@@ -474,6 +511,16 @@ pub struct NodeStatus {
     pub logged: Lsn,
     /// The checkpoint, as far as the node knows it.
     pub stable: Lsn,
+    /// Up to where everything is stable or covered; as `stable` where *f* is 0.
+    pub covered: Lsn,
+    /// How many failure domains of clients what is covered survives.
+    pub f: u8,
+    /// Too few failure domains are connected to cover what some session writes.
+    pub short: bool,
+    /// Shares that clients keep, for what is not stable yet.
+    pub shares: u64,
+    /// Their bytes.
+    pub share_bytes: u64,
     /// The stability target.
     pub target: crate::log::Target,
     /// Entries in the delta.
@@ -503,6 +550,8 @@ pub struct SessionStatus {
     pub client: ClientId,
     /// Its failure domain.
     pub domain: String,
+    /// What it is for.
+    pub role: SessionRole,
     /// Where it stands: `on`, `suspended`, `absent`.
     pub state: String,
     /// Whether a stream of it stands.
@@ -513,4 +562,6 @@ pub struct SessionStatus {
     pub held_entries: u64,
     /// Their bytes.
     pub held_bytes: u64,
+    /// Bytes of shares it keeps for others, as far as the node counts on them.
+    pub share_bytes: u64,
 }

@@ -35,6 +35,7 @@ mod node;
 #[rustfmt::skip]
 mod pb;
 mod primary;
+mod seal;
 mod server;
 mod storage;
 
@@ -45,6 +46,7 @@ pub use client::{
 };
 pub use node::NodeEvents;
 pub use primary::{Opened, Primary, PrimaryBuilder, Recovery};
+pub use seal::{SEAL_BYTES, Sealer, ShareKey};
 
 /// What may travel in one message with the largest command or result.
 const JOINED_BYTES: usize = 2 << 20;
@@ -117,6 +119,19 @@ impl NetSettings {
             _ if !(64..=1 << 20).contains(&self.queue_max) => wrong("queue_max must lie between 64 and 1,048,576"),
             _ => Ok(()),
         }
+    }
+
+    /// Whether they make sense for a node that takes commands of up to so many bytes.
+    fn validate_for(&self, command_bytes_max: u64) -> Result<()> {
+        self.validate()?;
+        if command_bytes_max.saturating_add(JOINED_BYTES as u64) > self.message_bytes_max as u64 {
+            let why = format!(
+                "message_bytes_max of {} has no room for commands of {command_bytes_max} bytes and {JOINED_BYTES} more",
+                self.message_bytes_max
+            );
+            return Err(Error::new(Code::InvalidArgument, why));
+        }
+        Ok(())
     }
 
     /// A channel to `endpoint`, established within the timeout, with the given flow-control window.

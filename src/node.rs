@@ -172,6 +172,22 @@ pub enum NodeEvent {
     /// A rebuilt command at this LSN was answered otherwise than its client reported: the state machine is not
     /// deterministic.
     Diverged(Lsn),
+    /// Whether enough failure domains are connected for what is to be covered; said at each change.
+    Coverage {
+        /// Some session's writes cannot be covered: they wait for the backup.
+        short: bool,
+        /// Failure domains that count: connected, outside the primary's own, with room for shares.
+        domains: usize,
+        /// How many they have to be.
+        needed: usize,
+    },
+    /// A recovery decoded entries that nobody but the shares supplied.
+    Decoded {
+        /// How many.
+        entries: u64,
+        /// From how many shares.
+        shares: u64,
+    },
     /// The node learned of a higher epoch.
     Deposed(crate::log::Epoch),
     /// An orderly stop is complete; `true` if it left the mark that skips the next roll call.

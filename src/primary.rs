@@ -5,6 +5,7 @@
 //! * `reign`: how a reign begins: a promise, a roll call where one is needed, the conclusion, the opening;
 //! * `stream`: sessions, their streams, and the frames that go out on them (the manifest rule is there);
 //! * `order`: the sequencer: from queued writes to LSNs, execution, the log, and the replies that wait;
+//! * `cover`: what clients keep for each other, and the echoes of queries;
 //! * `follower`: the replication stream, what is stable, and the grant that makes a backup the stability target.
 //!
 //! ```text
@@ -25,11 +26,13 @@ use crate::node::{Admin, Conn, Input, NodeEvent, Output, RecoveryPolicy, elapsed
 use crate::session::{LogState, Standing};
 use crate::store::Marks;
 
+mod cover;
 mod follower;
 mod order;
 mod reign;
 mod stream;
 
+use cover::Sharing;
 use follower::Follower;
 use order::{Asked, Batch, Proposal, Queued, Reading, Waiting};
 use reign::{Beginning, Phase};
@@ -37,6 +40,34 @@ use stream::Stream;
 
 pub(crate) use reign::Promoted;
 pub(crate) use stream::check_hello;
+
+/// The most failure domains that may be covered for.
+const F_MAX: u8 = 16;
+
+/// Whether other clients' data may leave the primary, as shares and custody copies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum Privacy {
+    /// No: nothing is shared, and `Covered` is not to be had.
+    #[default]
+    Withheld,
+    /// Sealed with a key that only the servers have.
+    Sealed,
+    /// In the clear. The service says that all of its clients may see everything, and trusts what they report.
+    Open,
+}
+
+/// What becomes of a `Covered` write when too few clients are there to cover it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum Uncovered {
+    /// It is answered when it is stable; its tag says so.
+    #[default]
+    WhenStable,
+    /// The call is refused at once, with [`Code::Uncovered`]. What was sent before that was known is answered when it is
+    /// stable.
+    Refuse,
+}
 
 /// How a primary behaves. Plain data; every bound is in the unit its name ends in.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -47,6 +78,21 @@ pub struct PrimarySettings {
     pub endpoint: String,
     /// The lowest level the service accepts. A new value takes effect with the next reign.
     pub lowest: Level,
+    /// How many failure domains of clients a `Covered` write survives, lost together with the primary; 0 for no coverage.
+    /// A new value takes effect with the next reign.
+    pub f: u8,
+    /// Whether other clients' data may leave this node, as shares and custody copies.
+    pub privacy: Privacy,
+    /// What becomes of a `Covered` write when too few clients are there to cover it.
+    pub uncovered: Uncovered,
+    /// Segments of a stripe, of as many owners; fewer where there are not so many.
+    pub stripe_members: usize,
+    /// A stripe waits this long for members that may come, where any may come at all.
+    pub stripe_wait_us: u64,
+    /// Where *f* is 0: bytes of window shares sent for every 100 bytes written, at most; 0 for none.
+    pub window_percent: u32,
+    /// When a session breaks, up to this many bytes of what only it held are given to others; 0 for none.
+    pub custody_bytes_max: u64,
     /// Open sessions only while a backup is the stability target.
     pub require_backup: bool,
     /// Send nothing of an entry to anyone before it is on the own disk; a restart then needs no roll call.
@@ -79,6 +125,8 @@ pub struct PrimarySettings {
     pub replication_window_bytes: u64,
     /// Bytes of payload asked of one client at once in a recovery.
     pub pull_credit_bytes: u64,
+    /// Bytes that the decoding of shares may take in a recovery.
+    pub decode_bytes_max: u64,
     /// What the recovery after a restart does when somebody does not come.
     pub policy: RecoveryPolicy,
 }
@@ -89,6 +137,13 @@ impl Default for PrimarySettings {
             domain: String::new(),
             endpoint: String::new(),
             lowest: Level::Tagged,
+            f: 0,
+            privacy: Privacy::Withheld,
+            uncovered: Uncovered::WhenStable,
+            stripe_members: 8,
+            stripe_wait_us: 500,
+            window_percent: 100,
+            custody_bytes_max: 64 << 20,
             require_backup: false,
             log_before_send: false,
             reply_after_log: false,
@@ -105,12 +160,25 @@ impl Default for PrimarySettings {
             expire_after_us: 7 * 86_400 * 1_000_000,
             replication_window_bytes: 64 << 20,
             pull_credit_bytes: 4 << 20,
+            decode_bytes_max: 1 << 30,
             policy: RecoveryPolicy::Wait,
         }
     }
 }
 
 impl PrimarySettings {
+    /// The settings of a node that has a key to seal shares with, or has none.
+    ///
+    /// # Errors
+    /// [`Code::InvalidArgument`] if shares are to be sealed without a key.
+    pub(crate) fn with_key(self, key: bool) -> Result<Self> {
+        match self.privacy {
+            _ if key => Ok(Self { privacy: Privacy::Sealed, ..self }),
+            Privacy::Sealed => Err(Error::new(Code::InvalidArgument, "privacy: sealing needs a share key")),
+            Privacy::Withheld | Privacy::Open => Ok(self),
+        }
+    }
+
     /// Whether the settings make sense together.
     ///
     /// # Errors
@@ -119,6 +187,14 @@ impl PrimarySettings {
         let wrong = |why: &str| Err(Error::new(Code::InvalidArgument, why));
         match self {
             _ if self.domain.is_empty() => wrong("domain: the primary's failure domain has to be declared"),
+            _ if self.lowest == Level::Covered && self.f == 0 => {
+                wrong("f: `Covered` has to survive the loss of at least one client")
+            }
+            _ if self.f > F_MAX => wrong("f: at most 16 failure domains"),
+            _ if self.f > 0 && self.privacy == Privacy::Withheld => {
+                wrong("f: covering needs a share key, or the word that all clients may see everything")
+            }
+            _ if !(1..=64).contains(&self.stripe_members) => wrong("stripe_members must lie between 1 and 64"),
             _ if self.window == 0 || self.batch_max == 0 => wrong("window and batch_max must not be 0"),
             _ if self.command_bytes_max == 0 || self.command_bytes_max > u64::from(u32::MAX) => {
                 wrong("command_bytes_max must lie between 1 and 4 GiB")
@@ -164,8 +240,8 @@ pub struct Primary {
     replies: BTreeMap<Lsn, Waiting>,
     /// In the order of their LSNs.
     reads: VecDeque<Reading>,
-    /// Replies that waited for the own disk were released up to here.
-    released_logged: Lsn,
+    /// Replies that waited for the own disk, and for coverage, were released up to here.
+    released: (Lsn, Lsn),
 
     streams: BTreeMap<Conn, Stream>,
     attached: BTreeMap<ClientId, Conn>,
@@ -175,12 +251,15 @@ pub struct Primary {
     admissions: BTreeSet<ClientId>,
     /// Sessions whose end is logged and not yet stable.
     departing: BTreeMap<ClientId, Lsn>,
+    /// Sessions that asked for their end, and are needed by others still.
+    closers: BTreeSet<ClientId>,
     /// Sessions an operator ends as soon as they are drained.
     ending: BTreeSet<ClientId>,
     /// Sessions on the roster without a stream, and since when.
     disconnected: BTreeMap<ClientId, Time>,
     dirty: BTreeSet<Conn>,
 
+    sharing: Option<Sharing>,
     follower: Option<Follower>,
     /// Only the backup's acknowledgements move `stable`: the grant was sent.
     counts_backup: bool,
@@ -226,6 +305,7 @@ impl Primary {
         self.evaluate(now, out);
         if matches!(self.phase, Phase::Open | Phase::Stopping) {
             self.order(now, out);
+            self.settle_cover(now, out);
             self.pump(out);
             self.write_frames(out);
             self.check_stopped(out);
@@ -238,7 +318,7 @@ impl Primary {
             Phase::Recovering(recovery) => recovery.next_timeout(),
             _ => None,
         };
-        [recovery, self.checkpoint_due, self.housekeeping_due].into_iter().flatten().min()
+        [recovery, self.checkpoint_due, self.housekeeping_due, self.cover_timeout()].into_iter().flatten().min()
     }
 
     /// The settings.
@@ -334,6 +414,7 @@ impl Primary {
         for (client, session) in self.state.sessions() {
             let busy = self.in_flight.contains(client) || self.is_executing(*client);
             let drained = session.last <= stable || !crate::rule::on(crate::rule::Rule::SuspendDrained);
+            let drained = drained && self.needed_until(*client) <= stable;
             let old = self.settings.expire_after_us;
             let body = match session.standing {
                 _ if busy || !drained => None,
@@ -393,6 +474,7 @@ impl Primary {
         }
         self.attached.clear();
         self.admissions.clear();
+        self.sharing = None;
         if let Some(follower) = self.follower.take() {
             out.push(Output::Close(follower.conn));
         }
@@ -459,16 +541,20 @@ impl Primary {
             }
             lsn = lsn.next();
         }
+        let cover = self.sharing.as_ref().map(|sharing| &sharing.cover);
+        let (shares, share_bytes) = cover.map_or((0, 0), |cover| cover.held());
         let sessions = self.state.sessions().iter().map(|(client, session)| {
             let (held_entries, held_bytes) = held.get(client).copied().unwrap_or_default();
             SessionStatus {
                 client: *client,
                 domain: session.info.domain.clone(),
+                role: session.info.role,
                 state: session.standing.name().to_owned(),
                 connected: self.attached.contains_key(client),
                 last: session.last,
                 held_entries,
                 held_bytes,
+                share_bytes: cover.map_or(0, |cover| cover.held_by(*client)),
             }
         });
         let oldest = self.unstable.get(self.unstable.first()).map(|record| record.entry.header.time);
@@ -477,6 +563,11 @@ impl Primary {
             head: self.water.head(),
             logged: self.water.logged(),
             stable: self.water.stable(),
+            covered: self.water.covered(),
+            f: self.settings.covering(),
+            short: self.sharing.as_ref().is_some_and(Sharing::is_short),
+            shares,
+            share_bytes,
             target: self.state.target(),
             delta_entries: self.unstable.len() as u64,
             delta_bytes: self.unstable.bytes(),
@@ -502,6 +593,7 @@ impl Primary {
             self.unstable.first() > self.water.stable() || self.unstable.is_empty(),
             "I9: what is stable is released"
         );
+        self.check_cover();
         assert!(self.saved <= self.saves, "marks saved that nobody asked for");
         debug_assert!(self.attached.iter().all(|(_, conn)| self.streams.contains_key(conn)));
         debug_assert!(self.admissions.iter().all(|client| self.attached.contains_key(client)));

@@ -24,10 +24,20 @@ use crate::error::{Code, Error};
 use crate::log::{Body, ClientId, Digest, Entry, Epoch, GapPolicy, Header, Lsn, Origin, Request, Time};
 use crate::message::{Payloads, RecoveryStatus, Report, ReportItem};
 use crate::node::{Conn, RecoveryPolicy};
+use crate::primary::PrimarySettings;
 use crate::rule::{self, Rule};
 use crate::session::LogState;
+use crate::share::cover::Domain;
 use crate::store::{Marks, Missing};
 
+mod shares;
+mod skip;
+
+use shares::Shares;
+use skip::Skipping;
+
+/// Where *f* domains may be missing, those who are connected are waited for this long without progress, in microseconds.
+const GRACE_US: u64 = 500_000;
 /// More lost LSNs than this are not filled with no-ops: such a report is wrong, and somebody has to look.
 pub const GAP_ENTRIES_MAX: u64 = 1 << 20;
 
@@ -52,6 +62,8 @@ pub fn provisional_cut<'a>(marks: &Marks, headers: impl Iterator<Item = &'a Head
 pub enum Next {
     /// More reports, payloads, time, or an operator.
     Wait,
+    /// The node's own log from this LSN up to the base: [`Recovery::history`] takes it.
+    History(Lsn),
     /// The state machine's word on which entries do not depend on what is missing.
     Judge {
         /// In log order; all are commands.
@@ -76,6 +88,8 @@ pub struct Plan {
     pub missing: Vec<ClientId>,
     /// Excluded by an operator.
     pub excluded: Vec<ClientId>,
+    /// How many entries only shares supplied, and how many shares that took.
+    pub decoded: (u64, u64),
     /// Lost LSNs below the end of `entries`.
     pub gaps: Vec<Range<Lsn>>,
     /// Checksums of the replies that clients had to entries below the first gap: the state machine has to give them again.
@@ -99,6 +113,13 @@ struct Reporter {
     asked: BTreeMap<Request, u32>,
     /// The LSNs it vouches for.
     vouched: BTreeSet<Lsn>,
+    /// Commands it has without a tag.
+    in_doubt: BTreeSet<Request>,
+    /// Shares it has, and their lengths; those to be asked for, those asked for, and those that could not be read.
+    shares: BTreeMap<u64, u32>,
+    shares_wanted: BTreeMap<u64, u32>,
+    shares_asked: BTreeMap<u64, u32>,
+    unreadable: BTreeSet<u64>,
 }
 
 /// The variants of one LSN's header and who vouches for each. More than one variant is a contradiction.
@@ -109,8 +130,14 @@ type Known = Vec<(Header, BTreeSet<ClientId>)>;
 pub struct Recovery {
     of: Epoch,
     base: Lsn,
-    roster: BTreeSet<ClientId>,
+    roster: BTreeMap<ClientId, Domain>,
     in_sync: bool,
+    /// How many failure domains every acknowledged write survives.
+    f: usize,
+    /// Clients are connected that have not said yet who they are.
+    standing_by: bool,
+    decode_bytes_max: u64,
+    shares: Shares,
     policy: RecoveryPolicy,
     credit_bytes: u64,
     started: Time,
@@ -132,15 +159,6 @@ pub struct Recovery {
     conflict: Option<(Error, Vec<ClientId>)>,
 }
 
-/// A conclusion that waits for the state machine's word.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Skipping {
-    candidates: Vec<Entry>,
-    gaps: Vec<Range<Lsn>>,
-    last: Lsn,
-    plan: Plan,
-}
-
 /// What the known headers and payloads amount to.
 struct Walk {
     entries: Vec<Entry>,
@@ -151,15 +169,22 @@ struct Walk {
 impl Recovery {
     /// A roll call of everybody on `state`'s roster, for what the reign of its last `EpochStart` left above its
     /// end. A node not `in_sync` with that reign (a forced promotion) takes clients' word on what was stable.
-    pub fn new(state: &LogState, in_sync: bool, policy: RecoveryPolicy, credit_bytes: u64, now: Time) -> Self {
-        let roster = if rule::on(Rule::AwaitRoster) { state.roster().collect() } else { BTreeSet::new() };
+    pub fn new(state: &LogState, in_sync: bool, settings: &PrimarySettings, policy: RecoveryPolicy, now: Time) -> Self {
+        let domain =
+            |client| (client, Domain::of(client, state.session(client).map_or("", |session| &session.info.domain)));
+        let awaited = rule::on(Rule::AwaitRoster);
+        let roster = state.roster().filter(|_| awaited).map(domain).collect();
         Self {
             of: state.epoch(),
             base: state.end(),
             roster,
             in_sync,
+            f: usize::from(state.start().f),
+            standing_by: false,
+            decode_bytes_max: settings.decode_bytes_max,
+            shares: Shares::default(),
             policy,
-            credit_bytes,
+            credit_bytes: settings.pull_credit_bytes,
             started: now,
             contact: None,
             progress: now,
@@ -188,7 +213,7 @@ impl Recovery {
 
     /// Whether `client` is asked to report.
     pub fn asks(&self, client: ClientId) -> bool {
-        self.roster.contains(&client) && !self.excluded.contains(&client)
+        self.roster.contains_key(&client) && !self.excluded.contains(&client)
     }
 
     /// A stream of `client` begins to report; an earlier report of it no longer stands.
@@ -205,6 +230,11 @@ impl Recovery {
             wanted: BTreeMap::new(),
             asked: BTreeMap::new(),
             vouched: BTreeSet::new(),
+            in_doubt: BTreeSet::new(),
+            shares: BTreeMap::new(),
+            shares_wanted: BTreeMap::new(),
+            shares_asked: BTreeMap::new(),
+            unreadable: BTreeSet::new(),
         };
         self.reporters.insert(client, reporter);
     }
@@ -224,6 +254,7 @@ impl Recovery {
     fn drop_report(&mut self, client: ClientId) {
         self.drop_judging();
         self.conflict = None;
+        self.drop_shares(client);
         let Some(reporter) = self.reporters.remove(&client) else { return };
         for lsn in reporter.vouched {
             let Some(variants) = self.known.get_mut(&lsn) else { continue };
@@ -259,6 +290,9 @@ impl Recovery {
             let header = match item {
                 ReportItem::InDoubt { request, length, digest } => {
                     self.offer(client, request, (length, digest));
+                    if let Some(reporter) = self.reporters.get_mut(&client) {
+                        reporter.in_doubt.insert(request);
+                    }
                     continue;
                 }
                 ReportItem::Held { header, reply } => {
@@ -271,6 +305,13 @@ impl Recovery {
                         reporter.replies.insert(header.lsn, reply);
                     }
                     header
+                }
+                ReportItem::Share { epoch, id, hold_until, length } => {
+                    if let Some(reporter) = self.reporters.get_mut(&client).filter(|_| epoch == of) {
+                        let relevant = hold_until > self.base;
+                        reporter.shares.extend(relevant.then_some((id, length)));
+                    }
+                    continue;
                 }
                 ReportItem::Header(header) => {
                     if matches!(header.body, Body::EpochStart(_)) {
@@ -334,9 +375,10 @@ impl Recovery {
         let mut headers = places.filter_map(|lsn| self.known.get(lsn)).flatten().map(|(header, _)| header);
         let placed =
             headers.any(|header| header.origin == origin && (header.length, header.digest) == (length, digest));
+        let member = self.shares.members.get(&(client, request)) == Some(&(length, digest));
         let here = self.payloads.get(&(client, request)).is_some_and(|(have, _)| *have == digest);
         if let Some(reporter) = self.reporters.get_mut(&client)
-            && placed
+            && (placed || member)
             && length > 0
             && !here
             && !reporter.asked.contains_key(&request)
@@ -346,10 +388,11 @@ impl Recovery {
     }
 
     /// The pulls that the credits allow now, per stream.
-    pub fn pulls(&mut self) -> Vec<(Conn, Vec<Request>)> {
+    pub fn pulls(&mut self) -> Vec<(Conn, Vec<Request>, Vec<u64>)> {
         let mut pulls = Vec::new();
         for reporter in self.reporters.values_mut() {
-            let mut used: u64 = reporter.asked.values().map(|length| u64::from(*length)).sum();
+            let asked = reporter.asked.values().chain(reporter.shares_asked.values());
+            let mut used: u64 = asked.map(|length| u64::from(*length)).sum();
             let mut requests = Vec::new();
             while used < self.credit_bytes {
                 let Some((request, length)) = reporter.wanted.pop_first() else {
@@ -359,8 +402,17 @@ impl Recovery {
                 reporter.asked.insert(request, length);
                 requests.push(request);
             }
-            if !requests.is_empty() {
-                pulls.push((reporter.conn, requests));
+            let mut shares = Vec::new();
+            while used < self.credit_bytes {
+                let Some((id, length)) = reporter.shares_wanted.pop_first() else {
+                    break;
+                };
+                used += u64::from(length);
+                reporter.shares_asked.insert(id, length);
+                shares.push(id);
+            }
+            if !requests.is_empty() || !shares.is_empty() {
+                pulls.push((reporter.conn, requests, shares));
             }
         }
         pulls
@@ -390,8 +442,9 @@ impl Recovery {
                 ));
             };
             self.payloads.insert((client, request), (*digest, payload));
+            self.shares.stale = true;
         }
-        Ok(())
+        self.take_shares(client, payloads.shares)
     }
 
     /// An operator drops what `client` reported, and does not wait for it.
@@ -409,13 +462,14 @@ impl Recovery {
     /// Sessions on the roster whose report is not complete.
     pub fn awaited(&self) -> Vec<ClientId> {
         let complete = |client: &&ClientId| self.reporters.get(client).is_some_and(|reporter| reporter.complete);
-        let awaited = self.roster.iter().filter(|client| !complete(client) && !self.excluded.contains(client));
+        let awaited = self.roster.keys().filter(|client| !complete(client) && !self.excluded.contains(client));
         awaited.copied().collect()
     }
 
     /// When to evaluate again though nothing happens.
     pub fn next_timeout(&self) -> Option<Time> {
-        self.deadlines().into_iter().flatten().filter(|at| *at > self.evaluated).min()
+        let grace = (self.f > 0).then(|| self.grace());
+        self.deadlines().into_iter().chain([grace]).flatten().filter(|at| *at > self.evaluated).min()
     }
 
     /// The end of the soft window, once somebody has come, and the hard cap.
@@ -425,6 +479,26 @@ impl Recovery {
         };
         let soft = self.contact.map(|contact| contact.max(self.progress).after(soft_us));
         [soft, Some(self.started.after(hard_us))]
+    }
+
+    /// Clients are connected that have not said yet who they are, or are not.
+    pub fn stand_by(&mut self, anybody: bool) {
+        self.standing_by = anybody;
+    }
+
+    /// Until when those are waited for who are here already, though it may go without them.
+    fn grace(&self) -> Time {
+        self.progress.after(GRACE_US)
+    }
+
+    /// Whether everything acknowledged can be rebuilt without those who are missing, and the old primary can
+    /// acknowledge nothing more without those who are here: at most *f* failure domains are missing, and none of those
+    /// who are missing is about to come.
+    fn may_lack(&self, now: Time, missing: &[ClientId]) -> bool {
+        let domains: BTreeSet<&Domain> = missing.iter().filter_map(|client| self.roster.get(client)).collect();
+        let here = self.standing_by || missing.iter().any(|client| self.reporters.contains_key(client));
+        let sure = self.in_sync || !rule::on(Rule::AbsentInSync);
+        sure && domains.len() <= self.f && (!here || now >= self.grace())
     }
 
     fn decided(&self, now: Time, everyone: bool) -> Option<GapPolicy> {
@@ -450,7 +524,7 @@ impl Recovery {
         let [_, hard] = self.deadlines();
         // Whoever stands there and does not send what it announced holds up a recovery no longer than the hard cap.
         let pulling = self.is_pulling() && hard.is_none_or(|at| now < at);
-        if (!everyone && decided.is_none()) || pulling {
+        if (!everyone && decided.is_none() && !self.may_lack(now, &missing)) || pulling {
             return Next::Wait;
         }
         self.conflict = self.contradiction(everyone && decided.is_none());
@@ -458,12 +532,30 @@ impl Recovery {
             return Next::Wait;
         }
         let mut walk = self.walk();
+        if !everyone || !self.excluded.is_empty() || !walk.gaps.is_empty() {
+            let late = hard.is_some_and(|at| now >= at);
+            if self.want_shares() && !late {
+                return Next::Wait;
+            }
+            if let Some(from) = self.wants_history() {
+                return Next::History(from);
+            }
+            if self.shares.stale {
+                self.decode();
+            }
+            self.conflict = self.contradiction(everyone && decided.is_none());
+            if self.conflict.is_some() {
+                return Next::Wait;
+            }
+            walk = self.walk();
+        }
         let mut plan = Plan {
             entries: Vec::new(),
             observed: self.observed(),
             policy: decided.filter(|_| !everyone || !walk.gaps.is_empty()),
             missing,
             excluded: self.excluded.iter().copied().collect(),
+            decoded: (0, 0),
             gaps: Vec::new(),
             replies: BTreeMap::new(),
         };
@@ -475,87 +567,6 @@ impl Recovery {
         }
         plan.entries = walk.entries;
         self.conclude(plan, state)
-    }
-
-    /// Asks which of the entries after the first gap are to be kept.
-    fn skip(&mut self, mut walk: Walk, first_gap: Lsn, mut plan: Plan) -> Next {
-        let lost: u64 = walk.gaps.iter().map(|gap| gap.end.0 - gap.start.0).sum();
-        if lost > GAP_ENTRIES_MAX {
-            let who = self.observers(plan.observed);
-            let why =
-                format!("{lost} entries are missing up to {}: exclude who claims to have seen that", plan.observed);
-            self.conflict = Some((Error::new(Code::Conflict, why), who));
-            return Next::Wait;
-        }
-        let at = walk.entries.partition_point(|entry| entry.header.lsn < first_gap);
-        let candidates = walk.entries.split_off(at);
-        plan.entries = walk.entries;
-        let missing = walk
-            .gaps
-            .iter()
-            .flat_map(|gap| (gap.start.0..gap.end.0).map(Lsn))
-            .map(|lsn| Missing { lsn, header: self.header(lsn).cloned() });
-        let missing = missing.collect();
-        let entries = candidates.iter().filter(|entry| entry.header.body == Body::Command).cloned().collect();
-        self.judging = Some(Skipping { candidates, gaps: walk.gaps, last: walk.last, plan });
-        Next::Judge { entries, missing }
-    }
-
-    /// The state machine's word on the entries of the last [`Next::Judge`].
-    pub fn judged(&mut self, keep: &[bool], state: &LogState) -> Next {
-        if self.dropped > 0 {
-            self.dropped -= 1;
-            return Next::Wait;
-        }
-        let Some(skipping) = self.judging.take() else {
-            return Next::Wait;
-        };
-        let mut plan = skipping.plan;
-        let mut keep = keep.iter().copied();
-        let mut trial = state.outline();
-        for entry in &plan.entries {
-            if trial.apply_header(&entry.header, None).is_err() {
-                return self.conclude(plan, state);
-            }
-        }
-        let mut candidates = skipping.candidates.into_iter().peekable();
-        let mut lost = skipping.gaps.iter().flat_map(|gap| gap.start.0..gap.end.0).map(Lsn).collect::<BTreeSet<_>>();
-        let mut kept = plan.entries.len();
-        for n in plan.entries.len() as u64 + self.base.0 + 1..=skipping.last.0 {
-            let lsn = Lsn(n);
-            let candidate = candidates.next_if(|entry| entry.header.lsn == lsn);
-            let wanted = candidate.filter(|entry| entry.header.body != Body::Command || keep.next().unwrap_or(false));
-            // What no longer makes sense without what is missing (its session's `Open`, say) is lost with it.
-            let fitting = wanted.filter(|entry| trial.apply_header(&entry.header, None).is_ok());
-            if let Some(entry) = fitting {
-                plan.entries.push(entry);
-                kept = plan.entries.len();
-            } else {
-                let noop = self.noop(lsn);
-                trial.apply_header(&noop.header, None).expect("a no-op of the reign always fits");
-                lost.insert(lsn);
-                plan.entries.push(noop);
-            }
-        }
-        // A gap at the end is simply where the log ends.
-        plan.entries.truncate(kept);
-        let end = Lsn(self.base.0 + kept as u64);
-        plan.gaps = ranges(lost.into_iter().filter(|lsn| *lsn <= end));
-        self.conclude(plan, state)
-    }
-
-    fn noop(&self, lsn: Lsn) -> Entry {
-        let header = Header {
-            epoch: self.of,
-            lsn,
-            body: Body::Noop,
-            origin: None,
-            time: Time(0),
-            answered: Request(0),
-            length: 0,
-            digest: Digest::default(),
-        };
-        Entry { header, payload: Bytes::new() }
     }
 
     /// Tries the plan on the log's state: a header that was forged must not reach the log.
@@ -570,6 +581,8 @@ impl Recovery {
             }
         }
         assert_eq!(trial.end().0, self.base.0 + plan.entries.len() as u64, "I5: the rebuild is dense");
+        let from_shares = plan.entries.iter().filter(|entry| self.shares.entries.contains_key(&entry.header.lsn));
+        plan.decoded = (from_shares.count() as u64, self.share_counts().0);
         // After a gap a reply may well be another one.
         let whole = plan.gaps.first().map_or(Lsn(u64::MAX), |gap| gap.start);
         for Header { lsn, body, origin, .. } in plan.entries.iter().map(|entry| &entry.header) {
@@ -586,7 +599,9 @@ impl Recovery {
 
     /// Whether somebody who stands still owes a payload.
     fn is_pulling(&self) -> bool {
-        self.reporters.values().any(|reporter| !reporter.wanted.is_empty() || !reporter.asked.is_empty())
+        self.reporters.values().any(|reporter| {
+            !reporter.wanted.is_empty() || !reporter.asked.is_empty() || !reporter.shares_asked.is_empty()
+        })
     }
 
     /// The highest LSN anybody observed, at least the base.
@@ -602,9 +617,10 @@ impl Recovery {
     }
 
     fn header(&self, lsn: Lsn) -> Option<&Header> {
-        match self.known.get(&lsn)?.as_slice() {
-            [(header, _)] => Some(header),
-            _ => None,
+        match self.known.get(&lsn).map(Vec::as_slice) {
+            Some([(header, _)]) => Some(header),
+            Some(_) => None,
+            None => self.shares.entries.get(&lsn).map(|entry| &entry.header),
         }
     }
 
@@ -616,6 +632,9 @@ impl Recovery {
                 let why = format!("reports disagree on entry {lsn} of epoch {}: exclude one of the accused", self.of);
                 return Some((Error::new(Code::Conflict, why), who));
             }
+        }
+        if let Some(error) = &self.shares.error {
+            return Some((error.clone(), Vec::new()));
         }
         let above = |reporter: &Reporter| self.in_sync && reporter.complete && reporter.stable > self.base;
         if let Some((client, reporter)) = self.reporters.iter().find(|(_, reporter)| above(reporter)) {
@@ -644,19 +663,32 @@ impl Recovery {
         let payload = match (&header.body, header.origin) {
             (Body::Command, Some(_)) if header.length == 0 => Bytes::new(),
             (Body::Command, Some(origin)) => {
-                let (digest, payload) = self.payloads.get(&(origin.client, origin.request))?;
-                (*digest == header.digest).then(|| payload.clone())?
+                let reported = self.payloads.get(&(origin.client, origin.request));
+                let reported = reported.filter(|(digest, _)| *digest == header.digest).map(|(_, payload)| payload);
+                let decoded = || self.shares.entries.get(&lsn).filter(|entry| entry.header == *header);
+                reported.or_else(|| decoded().map(|entry| &entry.payload))?.clone()
             }
             (_, _) => Bytes::new(),
         };
         Some(Entry { header: header.clone(), payload })
     }
 
+    /// The LSNs of which anything is known, in order.
+    fn lsns(&self) -> impl Iterator<Item = Lsn> + '_ {
+        let mut known = self.known.keys().copied().peekable();
+        let mut decoded = self.shares.entries.keys().copied().filter(|lsn| *lsn > self.base).peekable();
+        std::iter::from_fn(move || {
+            let next = known.peek().copied().into_iter().chain(decoded.peek().copied()).min()?;
+            let _ = (known.next_if_eq(&next), decoded.next_if_eq(&next));
+            Some(next)
+        })
+    }
+
     fn walk(&self) -> Walk {
         let observed = self.observed();
         let mut walk = Walk { entries: Vec::new(), gaps: Vec::new(), last: self.base };
         // Gaps are ranges between what is known: an absurd `observed` costs nothing.
-        for lsn in self.known.keys().copied() {
+        for lsn in self.lsns() {
             let next = walk.last.next();
             if lsn > observed && (lsn != next || !rule::on(Rule::RebuildPastObserved)) {
                 break;
@@ -688,6 +720,7 @@ impl Recovery {
         let walk = self.walk();
         let known = self.known.last_key_value().map_or(self.base, |(lsn, _)| *lsn);
         let conflict = self.conflict.clone().or_else(|| self.contradiction(false));
+        let (pulled_shares, shares) = self.share_counts();
         let phase = match () {
             () if conflict.is_some() => "conflict",
             () if self.judging.is_some() => "judging",
@@ -710,6 +743,9 @@ impl Recovery {
             awaited,
             pulled_bytes,
             wanted_bytes: pulled_bytes + owed,
+            pulled_shares,
+            shares,
+            decoded: self.shares.entries.len() as u64,
             missing: walk.gaps,
             lost_by_stop,
             accused: conflict.as_ref().map(|(_, who)| who.clone()).unwrap_or_default(),

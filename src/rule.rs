@@ -73,11 +73,31 @@ pub enum Rule {
     CacheBeforeConfirm,
     /// The backup acknowledges only what is durable.
     AckDurable,
+    /// What is only in doubt at its author takes part in a decoding, by client and request.
+    MembersByRequest,
+    /// An entry is covered only once every row of its stripes is confirmed by its holder.
+    CoverConfirmed,
+    /// An entry is covered only once its author confirmed the tag, or others hold copies of it.
+    CoverOrigin,
+    /// The owners and holders of a stripe are in pairwise distinct failure domains.
+    DistinctDomains,
+    /// A stripe's members are held until the checkpoint passes the highest of them.
+    HoldStripe,
+    /// When a session breaks, what it held goes to others, and what it wrote is copied.
+    Custody,
+    /// What an older incarnation of a client's cache confirmed is void.
+    ConfirmByIncarnation,
+    /// A session ends or is suspended only when nothing that was given to it is needed any more.
+    HoldersDrained,
+    /// Where a takeover may conclude without *f* domains, a query waits for the echoes of *f* others.
+    CoverEcho,
+    /// Only a node in sync with the last reign concludes without *f* domains.
+    AbsentInSync,
 }
 
 impl Rule {
     /// Every rule, in the order of the protocol.
-    pub const ALL: [Rule; 32] = [
+    pub const ALL: [Rule; 42] = [
         Rule::OpenStable,
         Rule::ResumeStable,
         Rule::SuspendFinal,
@@ -110,6 +130,16 @@ impl Rule {
         Rule::ReadLevel,
         Rule::CacheBeforeConfirm,
         Rule::AckDurable,
+        Rule::MembersByRequest,
+        Rule::CoverConfirmed,
+        Rule::CoverOrigin,
+        Rule::DistinctDomains,
+        Rule::HoldStripe,
+        Rule::Custody,
+        Rule::ConfirmByIncarnation,
+        Rule::HoldersDrained,
+        Rule::CoverEcho,
+        Rule::AbsentInSync,
     ];
 }
 

@@ -17,11 +17,25 @@ use bytes::Bytes;
 
 use crate::log::{ClientId, Epoch, HEADER_COST, Lsn};
 
+pub mod body;
+pub mod cover;
 pub mod decode;
 pub mod field;
+pub mod window;
+
+/// The size class of so many bytes: ⌈log₄⌉, so that what is combined is padded to at most four times its size.
+pub(crate) fn size_class(length: usize) -> u32 {
+    length.max(16).next_power_of_two().trailing_zeros().div_ceil(2)
+}
 
 /// The version of a share's head and body.
 pub const VERSION: u8 = 1;
+
+/// Entries are cut into segments of this many bytes, so that a large one does not pad a small one's parity.
+pub const SEGMENT_BYTES: usize = 64 << 10;
+
+/// What sealing adds to a body, in bytes: accounted for whether it is sealed or not.
+pub const SEAL_COST: u64 = 32;
 
 /// What kind of equation a share is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

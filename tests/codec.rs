@@ -13,6 +13,7 @@ use tagalong::log::{
     Body, ClientId, ClusterId, Digest, Entry, Epoch, EpochStart, GapPolicy, GroupId, Header, Level, Lsn, NodeId,
     Origin, Record, Reign, Request, SessionInfo, SessionRole, Tag, Target, Time,
 };
+use tagalong::share::{Mode, Share};
 use tagalong::store::Marks;
 use tagalong::{Code, codec};
 
@@ -47,11 +48,11 @@ fn digest() -> impl Strategy<Value = Digest> {
 }
 
 fn level() -> impl Strategy<Value = Level> {
-    prop_oneof![Just(Level::Local), Just(Level::Tagged), Just(Level::Stable)]
+    prop_oneof![Just(Level::Local), Just(Level::Tagged), Just(Level::Covered), Just(Level::Stable)]
 }
 
 fn role() -> impl Strategy<Value = SessionRole> {
-    prop_oneof![Just(SessionRole::Writer), Just(SessionRole::Reader)]
+    prop_oneof![Just(SessionRole::Writer), Just(SessionRole::Reader), Just(SessionRole::Holder)]
 }
 
 fn target() -> impl Strategy<Value = Target> {
@@ -134,16 +135,23 @@ fn marks() -> impl Strategy<Value = Marks> {
 }
 
 fn tag() -> impl Strategy<Value = Tag> {
-    (epoch(), lsn(), number(), option::of(lsn()), lsn(), any::<bool>()).prop_map(
-        |(epoch, lsn, time, hold_until, stable, protected)| Tag {
+    (epoch(), lsn(), number(), option::of(lsn()), lsn(), any::<bool>(), level()).prop_map(
+        |(epoch, lsn, time, hold_until, stable, protected, met)| Tag {
             epoch,
             lsn,
             time: Time(time),
             hold_until,
             stable,
             protected,
+            met,
         },
     )
+}
+
+fn share() -> impl Strategy<Value = Share> {
+    let mode = prop_oneof![Just(Mode::Stripe), Just(Mode::Window)];
+    (epoch(), number(), mode, client(), lsn(), payload())
+        .prop_map(|(epoch, id, mode, holder, hold_until, body)| Share { epoch, id, mode, holder, hold_until, body })
 }
 
 fn command() -> impl Strategy<Value = Command> {
@@ -187,8 +195,10 @@ fn op() -> impl Strategy<Value = CacheOp> {
         (request(), digest()).prop_map(|(request, reply)| CacheOp::Answered { request, reply }),
         request().prop_map(CacheOp::Superseded),
         vec(header(), 0..3).prop_map(CacheOp::Headers),
+        share().prop_map(CacheOp::Share),
         (epoch(), lsn()).prop_map(|(epoch, lsn)| CacheOp::Observed(epoch, lsn)),
         (epoch(), lsn()).prop_map(|(epoch, lsn)| CacheOp::Stable(epoch, lsn)),
+        (epoch(), lsn()).prop_map(|(epoch, lsn)| CacheOp::Settled(epoch, lsn)),
         (epoch(), vec(reign(), 0..3)).prop_map(|(epoch, reigns)| CacheOp::Verdict(epoch, reigns)),
     ]
 }
@@ -265,7 +275,7 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_are_harmless(mut bytes in vec(any::<u8>(), 0..200), kind in 0..14u8) {
+    fn any_bytes_are_harmless(mut bytes in vec(any::<u8>(), 0..200), kind in 0..16u8) {
         harmless(&bytes, codec::decode_header, codec::encode_header)?;
         harmless(&bytes, codec::decode_record, codec::encode_record)?;
         harmless(&bytes, codec::decode_marks, codec::encode_marks)?;
@@ -279,11 +289,12 @@ proptest! {
 
 #[test]
 fn a_list_longer_than_its_bytes_allocates_nothing() {
-    // "Headers, 2^63 of them", and a text of that length: were it believed, the test would die here.
-    for (kind, length) in [(9, u64::MAX / 2), (9, 1 << 40), (1, 1 << 40)] {
+    // "Headers, 2^63 of them", a text and the body of a share of that length: were it believed, the test would die here.
+    let (headers, identity, share) = ((9, 0), (1, 16 + 2), (13, 10 + 2 + 16 + 1));
+    let lists = [(headers, u64::MAX / 2), (headers, 1 << 40), (identity, 1 << 40), (share, 1 << 40), (share, u64::MAX)];
+    for ((kind, before), length) in lists {
         let mut bytes = vec![kind];
-        bytes.extend_from_slice(&[0; 16][..if kind == 1 { 16 } else { 0 }]);
-        bytes.extend_from_slice(&[0; 2][..if kind == 1 { 2 } else { 0 }]);
+        bytes.resize(1 + before, 0);
         let mut left: u64 = length;
         while left >= 0x80 {
             bytes.push(u8::try_from(left & 0x7f).unwrap() | 0x80);
@@ -326,6 +337,36 @@ fn the_form_is_as_it_was() {
     assert_eq!(bytes, [head.as_slice(), &rest].concat());
 }
 
+#[test]
+fn the_form_of_what_is_kept_for_others_is_as_it_was() {
+    assert_eq!(codec::VERSION, 2);
+    let epoch = Epoch { generation: 1, number: 300, node: NodeId(0x0102_0304_0506_0708) };
+    let of_epoch = [1, 0xac, 2, 8, 7, 6, 5, 4, 3, 2, 1];
+    let holder = [9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+
+    let body = Bytes::from_static(b"abc");
+    let share = Share { epoch, id: 128, mode: Mode::Window, holder: ClientId(9), hold_until: Lsn(5), body };
+    let of_share = |mode| [&[13][..], &of_epoch, &[0x80, 1, mode], &holder, &[5, 3, b'a', b'b', b'c']].concat();
+    assert_eq!(form(codec::encode_op, &CacheOp::Share(share.clone())), of_share(1));
+    assert_eq!(form(codec::encode_op, &CacheOp::Share(Share { mode: Mode::Stripe, ..share })), of_share(0));
+    assert_eq!(codec::decode_op(&of_share(2)).unwrap_err().code(), Code::UnknownKind);
+
+    let settled = CacheOp::Settled(epoch, Lsn(300));
+    assert_eq!(form(codec::encode_op, &settled), [&[14][..], &of_epoch, &[0xac, 2]].concat());
+
+    let tag = |met| {
+        let tag = Tag { epoch, lsn: Lsn(5), time: Time(6), hold_until: None, stable: Lsn(4), protected: true, met };
+        form(codec::encode_op, &CacheOp::Tag { request: Request(2), tag })
+    };
+    for (number, met) in [(0, Level::Local), (1, Level::Tagged), (2, Level::Stable), (3, Level::Covered)] {
+        assert_eq!(tag(met), [&[6, 2][..], &of_epoch, &[5, 6, 0, 4, 1, number]].concat());
+    }
+
+    let identity =
+        Identity { client: ClientId(9), cluster: None, group: None, domain: "r".to_owned(), role: SessionRole::Holder };
+    assert_eq!(form(codec::encode_op, &CacheOp::Identity(identity)), [&[1][..], &holder, &[0, 0, 1, b'r', 2]].concat());
+}
+
 /// Operations of a client that works: few requests, epochs and LSNs, so that they meet.
 fn likely_op() -> impl Strategy<Value = CacheOp> {
     let epoch = || (0..4u64).prop_map(|number| Epoch { generation: 0, number, node: NodeId(number) });
@@ -338,6 +379,7 @@ fn likely_op() -> impl Strategy<Value = CacheOp> {
         hold_until,
         stable: Lsn(0),
         protected: true,
+        met: Level::Tagged,
     });
     let command = (payload(), level()).prop_map(|(payload, level)| Command {
         answered: Request(0),
@@ -358,6 +400,14 @@ fn likely_op() -> impl Strategy<Value = CacheOp> {
         length: 0,
         digest: Digest::default(),
     });
+    let share = (epoch(), 0..6u64, lsn(), payload()).prop_map(|(epoch, id, hold_until, body)| Share {
+        epoch,
+        id,
+        mode: Mode::Stripe,
+        holder: ClientId(1),
+        hold_until,
+        body,
+    });
     let reign = (epoch(), lsn(), lsn()).prop_map(|(epoch, start, base)| Reign { epoch, start, base, gaps: vec![] });
     prop_oneof![
         4 => (request(), command).prop_map(|(request, command)| CacheOp::Command { request, command }),
@@ -365,8 +415,10 @@ fn likely_op() -> impl Strategy<Value = CacheOp> {
         4 => (request(), digest()).prop_map(|(request, reply)| CacheOp::Answered { request, reply }),
         1 => request().prop_map(CacheOp::Superseded),
         2 => vec(header, 0..3).prop_map(CacheOp::Headers),
+        2 => share.prop_map(CacheOp::Share),
         1 => (epoch(), lsn()).prop_map(|(epoch, lsn)| CacheOp::Observed(epoch, lsn)),
         2 => (epoch(), lsn()).prop_map(|(epoch, lsn)| CacheOp::Stable(epoch, lsn)),
+        2 => (epoch(), lsn()).prop_map(|(epoch, lsn)| CacheOp::Settled(epoch, lsn)),
         1 => (epoch(), vec(reign, 0..3)).prop_map(|(epoch, reigns)| CacheOp::Verdict(epoch, reigns)),
         1 => epoch().prop_map(CacheOp::Reported),
         1 => number().prop_map(CacheOp::Incarnation),

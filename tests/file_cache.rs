@@ -10,6 +10,7 @@ use std::process::{Command as Process, Stdio};
 use bytes::Bytes;
 use tagalong::client::{CacheImage, CacheOp, Command, Identity};
 use tagalong::log::{ClientId, Digest, Epoch, Level, Lsn, NodeId, Request, SessionRole, Tag, Time};
+use tagalong::share::{Mode, Share};
 use tagalong::store::ClientCache;
 use tagalong::store::file::{FileCache, FileCacheOptions};
 use tagalong::{Code, Error};
@@ -51,8 +52,15 @@ fn command(request: u64, size: usize) -> CacheOp {
 
 fn tag(request: u64) -> CacheOp {
     let lsn = Lsn(request);
-    let tag = Tag { epoch: EPOCH, lsn, time: Time(1), hold_until: Some(lsn), stable: Lsn(0), protected: true };
+    let (time, met) = (Time(1), Level::Tagged);
+    let tag = Tag { epoch: EPOCH, lsn, time, hold_until: Some(lsn), stable: Lsn(0), protected: true, met };
     CacheOp::Tag { request: Request(request), tag }
+}
+
+/// To be kept until the checkpoint is where its number says.
+fn share(id: u64, length: usize) -> CacheOp {
+    let body = Bytes::from(vec![9; length]);
+    CacheOp::Share(Share { epoch: EPOCH, id, mode: Mode::Stripe, holder: ClientId(77), hold_until: Lsn(id), body })
 }
 
 /// A command's life: sent, tagged, answered.
@@ -147,6 +155,22 @@ fn the_file_stays_in_proportion_to_what_is_held() {
     assert_eq!(image.commands.keys().map(|request| request.0).collect::<Vec<_>>(), (2990..3000).collect::<Vec<_>>());
     assert_eq!(image.identity.unwrap().client, ClientId(77));
 
+    // Shares come and go with the checkpoint as well.
+    let dir = scratch();
+    let mut cache = open(dir.path(), false);
+    let mut largest = 0;
+    for id in 1..300 {
+        cache.write(&[share(id, 40_000)]).unwrap();
+        if id > 5 {
+            cache.write(&[CacheOp::Stable(EPOCH, Lsn(id - 5))]).unwrap();
+        }
+        largest = largest.max(fs::metadata(dir.path().join("cache")).unwrap().len());
+    }
+    assert!(largest < 2 << 20, "12 MB of shares went through, 200 kB are kept, and the file grew to {largest}");
+    drop(cache);
+    let image = loaded(&mut open(dir.path(), false));
+    assert_eq!(image.shares.keys().map(|(_, id)| *id).collect::<Vec<_>>(), (295..300).collect::<Vec<_>>());
+
     // What is held is never thrown away, however large.
     let dir = scratch();
     let mut cache = open(dir.path(), false);
@@ -156,6 +180,24 @@ fn the_file_stays_in_proportion_to_what_is_held() {
     drop(cache);
     assert_eq!(loaded(&mut open(dir.path(), false)).commands.len(), 999);
     assert!(fs::read_dir(dir.path()).unwrap().count() == 2, "lock and cache");
+}
+
+/// A compaction is worth its while where much of the file is dead: shares that are kept are not.
+#[cfg(unix)]
+#[test]
+fn shares_that_are_kept_are_not_written_again_and_again() {
+    use std::os::unix::fs::MetadataExt;
+    let dir = scratch();
+    let mut cache = open(dir.path(), false);
+    // A compaction puts another file in the place of the old one.
+    let file = || fs::metadata(dir.path().join("cache")).unwrap().ino();
+    let first = file();
+    for id in 1..=100 {
+        cache.write(&[share(id, 60_000)]).unwrap();
+    }
+    assert_eq!(file(), first, "6 MB, none of it dead");
+    cache.write(&[CacheOp::Stable(EPOCH, Lsn(90))]).unwrap();
+    assert_ne!(file(), first, "of 6 MB 600 kB are left");
 }
 
 #[test]

@@ -203,6 +203,23 @@ async fn a_client_that_never_comes_back_is_named_and_waited_for() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_outcome_says_what_level_was_met() {
+    let (primary, backup, link) = service(Level::Tagged).await;
+    let client = client("rack-1", &[primary.endpoint(), backup.endpoint()]).await;
+    let write = async |level| {
+        let write = client.write_opts(KvCommand::append("list", "a").encode(), WriteOptions::default().level(level));
+        let outcome = within("a write", write).await.unwrap();
+        let WriteOutcome::Acknowledged { tag: Some(tag), met, .. } = outcome else { panic!("{outcome:?}") };
+        assert_eq!(met, tag.met);
+        met
+    };
+    // Nothing is covered where the service does not say for how many domains.
+    assert_eq!([write(Level::Stable).await, write(Level::Covered).await], [Level::Stable; 2]);
+    link.cut().await;
+    assert_eq!([write(Level::Tagged).await, write(Level::Local).await], [Level::Tagged; 2]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_deadline_ends_the_waiting_and_the_outcome_is_told_later() {
     let (primary, backup, link) = service(Level::Tagged).await;
     let client = client("rack-1", &[primary.endpoint(), backup.endpoint()]).await;

@@ -9,6 +9,7 @@ use std::ops::Range;
 
 use bytes::Bytes;
 use proptest::prelude::*;
+use proptest::sample::select;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use tagalong::backup::{Backup, BackupSettings};
@@ -23,12 +24,18 @@ use tagalong::message::{
     PrimaryMessage, Query, QueryResult, Report, ReportItem, Response, Role, Status, VERSION, Welcome, Write,
 };
 use tagalong::node::{Admin, Conn, Input, Output, RecoveryPolicy};
-use tagalong::primary::{Primary, PrimarySettings};
+use tagalong::primary::{Primary, PrimarySettings, Privacy};
 use tagalong::session::LogState;
+use tagalong::share::{Mode, Share};
 use tagalong::store::Marks;
 
 const CLUSTER: ClusterId = ClusterId(7);
 const GROUP: GroupId = GroupId(8);
+
+/// Services, by their lowest level and *f*.
+const TAGGED: (Level, u8) = (Level::Tagged, 0);
+const COVERED: (Level, u8) = (Level::Covered, 1);
+const SERVICES: &[(Level, u8)] = &[(Level::Local, 0), TAGGED, (Level::Tagged, 1), COVERED, (Level::Stable, 0)];
 
 /// Makes messages: mostly plausible numbers (the present epoch, LSNs near the head), at times absurd ones.
 struct Forge {
@@ -96,7 +103,39 @@ impl Forge {
     }
 
     fn level(&mut self) -> Level {
-        [Level::Local, Level::Tagged, Level::Stable][usize::try_from(self.below(3)).unwrap()]
+        [Level::Local, Level::Tagged, Level::Covered, Level::Stable][usize::try_from(self.below(4)).unwrap()]
+    }
+
+    fn role(&mut self) -> SessionRole {
+        match self.below(6) {
+            0 => SessionRole::Reader,
+            1 => SessionRole::Holder,
+            _ => SessionRole::Writer,
+        }
+    }
+
+    fn domain(&mut self) -> String {
+        ["", "rack", "east"][usize::try_from(self.below(3)).unwrap()].to_owned()
+    }
+
+    /// Of a share: nothing, garbage, or garbage that no frame has room for.
+    fn share(&mut self) -> Share {
+        let mut body = match self.below(8) {
+            0 => vec![0; 1 << 20],
+            1 => vec![0xff; 1 << 16],
+            2 => Vec::new(),
+            _ => vec![0; usize::try_from(self.below(200)).unwrap()],
+        };
+        let garbled = body.len().min(200);
+        self.dice.fill_bytes(&mut body[..garbled]);
+        Share {
+            epoch: self.epoch(),
+            id: self.number(),
+            mode: if self.below(2) == 0 { Mode::Stripe } else { Mode::Window },
+            holder: self.client(),
+            hold_until: self.lsn(),
+            body: Bytes::from(body),
+        }
     }
 
     fn target(&mut self) -> Target {
@@ -107,9 +146,7 @@ impl Forge {
         match self.below(12) {
             0..5 => Body::Command,
             5 => Body::Noop,
-            6 => {
-                Body::Open(SessionInfo { incarnation: self.number(), domain: String::new(), role: SessionRole::Writer })
-            }
+            6 => Body::Open(SessionInfo { incarnation: self.number(), domain: self.domain(), role: self.role() }),
             7 => Body::Suspend,
             8 => Body::Resume(self.number()),
             9 => {
@@ -128,6 +165,7 @@ impl Forge {
                 gaps: self.ranges(),
                 target: self.target(),
                 lowest: self.level(),
+                f: u8::try_from(self.below(256)).unwrap(),
                 ..EpochStart::default()
             })),
         }
@@ -162,6 +200,7 @@ impl Forge {
             hold_until: (self.below(4) > 0).then(|| self.lsn()),
             stable: self.lsn(),
             protected: true,
+            met: self.level(),
         }
     }
 
@@ -221,12 +260,22 @@ impl Forge {
 
     fn item(&mut self) -> ReportItem {
         let payload = self.bytes();
-        match self.below(3) {
+        match self.below(4) {
             0 => ReportItem::Held { header: self.header(&payload), reply: None },
             1 => ReportItem::InDoubt {
                 request: self.request(),
                 length: u32::try_from(self.below(1 << 32)).unwrap(),
                 digest: self.digest(&payload),
+            },
+            2 => ReportItem::Share {
+                epoch: self.epoch(),
+                id: self.number(),
+                hold_until: self.lsn(),
+                length: match self.below(4) {
+                    0 => u32::MAX,
+                    1 => 0,
+                    _ => u32::try_from(self.below(1 << 17)).unwrap(),
+                },
             },
             _ => ReportItem::Header(self.header(&payload)),
         }
@@ -246,13 +295,14 @@ impl Forge {
                 epoch: self.epoch(),
                 client: self.client(),
                 incarnation: self.number(),
-                domain: String::new(),
-                role: SessionRole::Writer,
+                domain: self.domain(),
+                role: self.role(),
                 fresh: self.below(2) == 0,
                 from: self.request(),
                 oldest: self.epoch(),
                 observed_epoch: self.epoch(),
                 observed: self.lsn(),
+                share_bytes: self.number(),
             }),
             3..6 => ClientMessage::Frame(ClientFrame {
                 epoch: self.epoch(),
@@ -271,6 +321,7 @@ impl Forge {
             _ => ClientMessage::Payloads(Payloads {
                 epoch: self.epoch(),
                 items: self.many(|forge| (forge.request(), forge.bytes())),
+                shares: self.many(Self::share),
             }),
         }
     }
@@ -338,7 +389,11 @@ impl Forge {
                 endpoints: Vec::new(),
             }),
             2 => NodeMessage::RollCall { epoch: self.epoch(), of: self.epoch(), base: self.lsn() },
-            3 => NodeMessage::Pull { epoch: self.epoch(), requests: self.many(Self::request) },
+            3 => NodeMessage::Pull {
+                epoch: self.epoch(),
+                requests: self.many(Self::request),
+                shares: self.many(Self::number),
+            },
             4 | 5 => NodeMessage::Welcome(Welcome {
                 epoch: self.epoch(),
                 stable: self.lsn(),
@@ -349,6 +404,8 @@ impl Forge {
                     gaps: forge.ranges(),
                 }),
                 lowest: self.level(),
+                f: u8::try_from(self.below(256)).unwrap(),
+                refuse_uncovered: self.below(2) == 0,
                 window: self.number(),
                 window_bytes: self.number(),
                 command_bytes_max: self.number(),
@@ -364,7 +421,11 @@ impl Forge {
                 epoch: self.epoch(),
                 seq: self.number(),
                 stable: self.lsn(),
+                settled: self.lsn(),
                 manifest: self.many(|forge| forge.header(&Bytes::new())),
+                shares: self.many(Self::share),
+                prompt: self.below(2) == 0,
+                short: self.below(2) == 0,
                 responses: self.many(|forge| Response {
                     request: forge.request(),
                     tag: (forge.below(5) > 0).then(|| forge.tag()),
@@ -400,10 +461,13 @@ struct Node {
 }
 
 impl Node {
-    fn primary(log: Vec<Record>, marks: Marks, lowest: Level) -> Self {
+    fn primary(log: Vec<Record>, marks: Marks, (lowest, f): (Level, u8)) -> Self {
         let settings = PrimarySettings {
             domain: "east".to_owned(),
             lowest,
+            f,
+            privacy: Privacy::Open,
+            stripe_members: 2,
             window: 4,
             queries_max: 4,
             batch_max: 2,
@@ -420,22 +484,23 @@ impl Node {
         Self::run_on(Core::Primary(Box::new(core)), log, out)
     }
 
-    fn new_primary(lowest: Level) -> Self {
+    fn new_primary(service: (Level, u8)) -> Self {
         let marks = Marks { cluster: CLUSTER, group: GROUP, node: NodeId(1), ..Marks::default() };
-        let mut node = Self::primary(Vec::new(), marks, lowest);
+        let mut node = Self::primary(Vec::new(), marks, service);
         for client in 0..2 {
             let conn = Conn(client);
             let attach = Attach {
                 epoch: Epoch { generation: 0, number: 1, node: NodeId(1) },
                 client: ClientId(100 + u128::from(client)),
                 incarnation: 1,
-                domain: "rack".to_owned(),
+                domain: format!("rack-{client}"),
                 role: SessionRole::Writer,
                 fresh: true,
                 from: Request(1),
                 oldest: Epoch::ZERO,
                 observed_epoch: Epoch::ZERO,
                 observed: Lsn(0),
+                share_bytes: 1 << 20,
             };
             let hello = Hello { version: VERSION, features: 0, cluster: None, group: None, epoch: Epoch::ZERO };
             node.give(Input::Client(conn, ClientMessage::Hello(hello)));
@@ -445,8 +510,8 @@ impl Node {
     }
 
     /// A primary that starts on the log of one that was there before: recovering, or asking its backup.
-    fn restarted(backed: bool, lowest: Level) -> Self {
-        let first = Self::new_primary(lowest);
+    fn restarted(backed: bool, service: (Level, u8)) -> Self {
+        let first = Self::new_primary(service);
         let Core::Primary(core) = &first.core else { unreachable!() };
         let marks = core.marks().clone();
         let mut log = first.log;
@@ -456,7 +521,7 @@ impl Node {
                 Header { lsn: last.lsn.next(), body: Body::Config(Target::Backup(NodeId(2))), origin: None, ..last };
             log.push(Record { entry: Entry { header, payload: Bytes::new() }, reply: Digest::default() });
         }
-        Self::primary(log, marks, lowest)
+        Self::primary(log, marks, service)
     }
 
     fn backup() -> Self {
@@ -553,13 +618,14 @@ impl Node {
                 epoch,
                 client,
                 incarnation: session.map_or(1, |session| session.info.incarnation),
-                domain: "rack".to_owned(),
+                domain: session.map_or_else(|| "rack".to_owned(), |session| session.info.domain.clone()),
                 role: SessionRole::Writer,
                 fresh: forge.below(2) == 0,
                 from: forge.next,
                 oldest: Epoch::ZERO,
                 observed_epoch: Epoch::ZERO,
                 observed: Lsn(0),
+                share_bytes: 1 << 20,
             };
             let hello = Hello { version: VERSION, features: 0, cluster: None, group: None, epoch: Epoch::ZERO };
             self.give(Input::Client(conn, ClientMessage::Hello(hello)));
@@ -664,13 +730,15 @@ fn client(seeds: &[u64]) {
         stored.to_ops().iter().for_each(|op| again.apply(op));
         assert_eq!(again.commands, stored.commands, "a compaction keeps what is held");
         assert_eq!(again.bytes, stored.bytes);
+        assert_eq!(again.shares, stored.shares, "and what is kept for others");
+        assert_eq!(again.share_bytes, stored.share_bytes);
     }
 }
 
 /// The node would not know any more whose the stream was, and take the session for connected for ever.
 #[test]
 fn a_second_hello_ends_the_stream() {
-    let mut node = Node::new_primary(Level::Tagged);
+    let mut node = Node::new_primary(TAGGED);
     let hello = Hello { version: VERSION, features: 0, cluster: None, group: None, epoch: Epoch::ZERO };
     node.give(Input::Client(Conn(0), ClientMessage::Hello(hello)));
     node.give(Input::Gone(Conn(0)));
@@ -684,20 +752,23 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn an_open_primary_stands(seeds in prop::collection::vec(any::<u64>(), 1..80), level in 0usize..3) {
-        let mut node = Node::new_primary([Level::Local, Level::Tagged, Level::Stable][level]);
+    fn an_open_primary_stands(seeds in prop::collection::vec(any::<u64>(), 1..80), service in select(SERVICES)) {
+        let mut node = Node::new_primary(service);
         seeds.iter().for_each(|seed| node.attack(*seed));
     }
 
     #[test]
-    fn a_recovering_primary_stands(seeds in prop::collection::vec(any::<u64>(), 1..80)) {
-        let mut node = Node::restarted(false, Level::Tagged);
+    fn a_recovering_primary_stands(seeds in prop::collection::vec(any::<u64>(), 1..80), covered in any::<bool>()) {
+        let mut node = Node::restarted(false, if covered { COVERED } else { TAGGED });
         seeds.iter().for_each(|seed| node.attack(*seed));
     }
 
     #[test]
-    fn a_primary_that_asks_its_backup_stands(seeds in prop::collection::vec(any::<u64>(), 1..80)) {
-        let mut node = Node::restarted(true, Level::Tagged);
+    fn a_primary_that_asks_its_backup_stands(
+        seeds in prop::collection::vec(any::<u64>(), 1..80),
+        covered in any::<bool>(),
+    ) {
+        let mut node = Node::restarted(true, if covered { COVERED } else { TAGGED });
         seeds.iter().for_each(|seed| node.attack(*seed));
     }
 
@@ -708,7 +779,7 @@ proptest! {
         let welcome =
             PrimaryMessage::Welcome { version: VERSION, cluster: CLUSTER, group: GROUP, node: NodeId(1), endpoint: String::new() };
         node.give(Input::FromPrimary(Conn(10), welcome));
-        let first = Node::new_primary(Level::Tagged);
+        let first = Node::new_primary(TAGGED);
         let epoch = first.log[0].entry.header.epoch;
         let append = PrimaryMessage::Append { epoch, base: Lsn(0), stable: Lsn(1), echo: 1, records: first.log };
         node.give(Input::FromPrimary(Conn(10), append));

@@ -381,6 +381,9 @@ enum CacheBug {
     ForgetsTheLastAtRestart,
     Reverses,
     WritesTheFirstOfMany,
+    ForgetsShares,
+    CutsLargeShares,
+    ForgetsWhatIsSettled,
 }
 
 #[derive(Clone)]
@@ -403,7 +406,20 @@ impl ClientCache for BrokenCache {
 
     fn write(&mut self, ops: &[CacheOp]) -> io::Result<()> {
         let ops = if self.bug == CacheBug::WritesTheFirstOfMany { &ops[..ops.len().min(1)] } else { ops };
-        self.ops.lock().unwrap().extend_from_slice(ops);
+        let mut ops = ops.to_vec();
+        ops.retain(|op| match op {
+            CacheOp::Share(_) => self.bug != CacheBug::ForgetsShares,
+            CacheOp::Settled(..) => self.bug != CacheBug::ForgetsWhatIsSettled,
+            _ => true,
+        });
+        if self.bug == CacheBug::CutsLargeShares {
+            for op in &mut ops {
+                if let CacheOp::Share(share) = op {
+                    share.body.truncate(usize::from(u16::MAX));
+                }
+            }
+        }
+        self.ops.lock().unwrap().extend(ops);
         Ok(())
     }
 }
@@ -416,6 +432,9 @@ fn every_broken_cache_is_caught() {
         (CacheBug::ForgetsTheLastAtRestart, "written operations are loaded: a restart"),
         (CacheBug::Reverses, "written operations are loaded"),
         (CacheBug::WritesTheFirstOfMany, "written operations are loaded"),
+        (CacheBug::ForgetsShares, "shares are kept until they are released"),
+        (CacheBug::CutsLargeShares, "shares are kept until they are released"),
+        (CacheBug::ForgetsWhatIsSettled, "shares are kept until they are released"),
     ] {
         caught(check, &format!("{bug:?}"), || {
             conformance::client_cache(|| {

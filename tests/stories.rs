@@ -589,6 +589,7 @@ impl Alone {
             oldest: Epoch::ZERO,
             observed_epoch: Epoch::ZERO,
             observed: Lsn(0),
+            share_bytes: 0,
         };
         self.give(Input::Client(conn, ClientMessage::Hello(hello)));
         self.give(Input::Client(conn, ClientMessage::Attach(attach)));
@@ -738,7 +739,7 @@ fn roll_call(policy: RecoveryPolicy) -> (LogState, Recovery) {
         let origin = Some(Origin { client, request: Request(0) });
         state.apply_header(&header(lsn, Body::Open(SessionInfo::default()), origin, b""), None).unwrap();
     }
-    let mut recovery = Recovery::new(&state, true, policy, 1 << 20, Time(0));
+    let mut recovery = Recovery::new(&state, true, &PrimarySettings::default(), policy, Time(0));
     recovery.begin(Time(0), A, Conn(1));
     recovery.begin(Time(0), LIAR, Conn(2));
     (state, recovery)
@@ -755,10 +756,10 @@ fn command(lsn: u64, payload: &[u8]) -> Header {
 
 /// Supplies whatever is asked of `A`, and tells how the recovery goes on.
 fn answer_pulls(recovery: &mut Recovery, state: &LogState) -> Next {
-    for (conn, requests) in recovery.pulls() {
+    for (conn, requests, _) in recovery.pulls() {
         assert_eq!(conn, Conn(1));
         let items = requests.into_iter().map(|request| (request, Bytes::from_static(b"true"))).collect();
-        recovery.payloads(Time(1), A, Payloads { epoch: Epoch::ZERO, items }).unwrap();
+        recovery.payloads(Time(1), A, Payloads { epoch: Epoch::ZERO, items, shares: Vec::new() }).unwrap();
     }
     recovery.evaluate(Time(1), state)
 }

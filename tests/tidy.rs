@@ -80,6 +80,19 @@ fn the_core_is_pure() {
 }
 
 #[test]
+fn unsafe_code_is_in_one_file_and_says_why_it_is_sound() {
+    let kernel = root().join("src/share/field/simd.rs");
+    let files: Vec<_> = ["src", "cli/src"].into_iter().flat_map(rust_files).collect();
+    let found: Vec<_> = files.into_iter().filter(|path| code(path).contains("unsafe")).collect();
+    assert!(found.iter().eq([&kernel]), "unsafe code belongs into one file: {found:?}");
+    let text = fs::read_to_string(kernel).expect("readable");
+    let lines: Vec<&str> = text.lines().map(str::trim_start).collect();
+    let blocks = (0..lines.len()).filter(|at| lines[*at].contains("unsafe {"));
+    let silent: Vec<_> = blocks.filter(|at| !lines[at - 1].starts_with("// SAFETY: ")).map(|at| at + 1).collect();
+    assert!(silent.is_empty(), "no SAFETY comment above lines {silent:?} of the kernel");
+}
+
+#[test]
 fn every_rule_can_be_switched_off_and_is_documented_as_needed() {
     let rules = read("src/rule.rs");
     let body =

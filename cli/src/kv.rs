@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use tagalong::client::ClientEvent;
+use tagalong::log::Level;
 use tagalong::store::file::{FileCache, FileCacheOptions};
 use tagalong::store::kv::{KvCommand, KvItem, KvQuery, KvReply};
 use tagalong::{Code, Error, ErrorKind, ReadOptions, Result, TaggedClient, WriteOptions, WriteOutcome};
@@ -197,7 +198,7 @@ async fn attach(client: &TaggedClient, args: &SessionArgs, until: Until) -> Resu
 /// What an outcome means to whoever issued the command.
 fn describe(outcome: &WriteOutcome) -> String {
     match outcome {
-        WriteOutcome::Acknowledged { tag, reply, .. } => {
+        WriteOutcome::Acknowledged { tag, met, reply, .. } => {
             let mut text = match KvReply::decode(reply) {
                 Ok(KvReply::Done) => "done".to_owned(),
                 Ok(KvReply::Length(length)) => format!("length {length}"),
@@ -208,6 +209,11 @@ fn describe(outcome: &WriteOutcome) -> String {
             };
             if let Some(tag) = tag {
                 text += &format!(", entry {} of epoch {}", tag.lsn, tag.epoch);
+                text += match met {
+                    Level::Covered => ", covered",
+                    Level::Stable => ", stable",
+                    _ => "",
+                };
                 if !tag.protected {
                     text += ", not protected: held in the primary's own failure domain only";
                 }

@@ -16,6 +16,7 @@ use tagalong::{Code, Error, ErrorKind, Result};
 mod kv;
 mod operate;
 mod serve;
+mod share_key;
 mod status;
 
 /// Watch, promote and resolve the nodes of a tagalong service; read and write its key-value store; serve one.
@@ -43,6 +44,8 @@ enum Command {
     /// Read and write the key-value store.
     #[command(subcommand)]
     Kv(kv::KvCommands),
+    /// Write a new secret under which clients keep shares for each other.
+    ShareKey(share_key::ShareKeyArgs),
     /// Run a node: a primary, or with --follow its backup.
     Serve(Box<serve::ServeArgs>),
 }
@@ -54,6 +57,8 @@ enum LevelArg {
     Local,
     /// Survives the loss of the primary, while the writing clients live or kept their cache.
     Tagged,
+    /// Survives the loss of the primary, and with it of as many failure domains of clients as the service says.
+    Covered,
     /// Survives the loss of the primary and of every client.
     Stable,
 }
@@ -63,6 +68,7 @@ impl From<LevelArg> for Level {
         match level {
             LevelArg::Local => Level::Local,
             LevelArg::Tagged => Level::Tagged,
+            LevelArg::Covered => Level::Covered,
             LevelArg::Stable => Level::Stable,
         }
     }
@@ -150,6 +156,7 @@ async fn run(command: Command) -> Result<ExitCode> {
         Command::EndSession(args) => operate::end_session(args).await,
         Command::Stop(args) => operate::stop(args).await,
         Command::Kv(command) => kv::run(command).await,
+        Command::ShareKey(args) => share_key::share_key(&args),
         Command::Serve(args) => serve::serve(*args).await,
     }
 }

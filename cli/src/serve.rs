@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use tagalong::log::Epoch;
-use tagalong::net::NodeEvents;
-use tagalong::primary::PrimarySettings;
+use tagalong::net::{NodeEvents, ShareKey};
+use tagalong::primary::{PrimarySettings, Privacy, Uncovered};
 use tagalong::store::file::{FileLog, FileLogOptions};
 use tagalong::store::kv::KvStore;
 use tagalong::store::{LogStore, Marks};
@@ -29,6 +29,14 @@ enum PolicyArg {
     Stop,
     /// Conclude without them; later entries are kept where they do not depend on what is missing.
     Skip,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum UncoveredArg {
+    /// It is answered when it is stable.
+    WhenStable,
+    /// The call is refused at once.
+    Refuse,
 }
 
 #[derive(Args)]
@@ -51,6 +59,19 @@ pub(crate) struct ServeArgs {
     /// The lowest level of the service.
     #[arg(long, default_value = "tagged")]
     level: LevelArg,
+    /// How many failure domains of clients a covered write survives, lost together with the primary; 0 for no coverage.
+    #[arg(long, value_name = "DOMAINS", default_value_t = PrimarySettings::default().f)]
+    f: u8,
+    /// What becomes of a covered write when too few clients are there to cover it.
+    #[arg(long, default_value = "when-stable")]
+    uncovered: UncoveredArg,
+    /// The file with the secret under which clients keep shares for each other, the same on every node: see `tagalong
+    /// share-key`. Without it nothing is shared.
+    #[arg(long, value_name = "FILE", conflicts_with = "share_open")]
+    share_key: Option<PathBuf>,
+    /// All clients may see everything that any of them writes, and are trusted: shares are given to them in the clear.
+    #[arg(long)]
+    share_open: bool,
     /// Send nothing of an entry to anyone before it is on the own disk: a restart then needs neither roll call nor backup.
     #[arg(long)]
     log_before_send: bool,
@@ -84,6 +105,11 @@ pub(crate) struct ServeArgs {
 }
 
 impl ServeArgs {
+    /// What the flags say of other clients' data. A key makes it `Sealed`, whatever it is here.
+    fn privacy(&self) -> Privacy {
+        if self.share_open { Privacy::Open } else { Privacy::Withheld }
+    }
+
     fn settings(&self) -> PrimarySettings {
         let gaps = match self.policy {
             PolicyArg::Wait => None,
@@ -93,6 +119,12 @@ impl ServeArgs {
         let defaults = PrimarySettings::default();
         PrimarySettings {
             lowest: self.level.into(),
+            f: self.f,
+            privacy: self.privacy(),
+            uncovered: match self.uncovered {
+                UncoveredArg::WhenStable => Uncovered::WhenStable,
+                UncoveredArg::Refuse => Uncovered::Refuse,
+            },
             log_before_send: self.log_before_send,
             delta_bytes_max: self.delta_bytes_max,
             window: self.window,
@@ -141,16 +173,23 @@ impl Node {
         }
         let marks = log.marks()?;
         let (domain, settings, state) = (&args.domain, args.settings(), KvStore::new());
+        let key = args.share_key.as_ref().map(ShareKey::from_file).transpose()?;
         if let Some(primary) = starts_as_backup(args, marks.as_ref())? {
             let mut builder = Backup::builder(domain, log, state, primary).settings(settings).listen(args.listen);
             if let Some(endpoint) = &args.advertise {
                 builder = builder.advertise(endpoint);
+            }
+            if let Some(key) = key {
+                builder = builder.share_key(key);
             }
             return Ok(Node::Backup(builder.start().await?));
         }
         let mut builder = Primary::builder(domain, log, state).settings(settings).listen(args.listen);
         if let Some(endpoint) = &args.advertise {
             builder = builder.advertise(endpoint);
+        }
+        if let Some(key) = key {
+            builder = builder.share_key(key);
         }
         Ok(Node::Primary(builder.start().await?))
     }
@@ -235,6 +274,9 @@ pub(crate) async fn serve(args: ServeArgs) -> Result<ExitCode> {
     };
     if !args.listen.ip().is_loopback() {
         tracing::warn!(listen = %args.listen, "nothing is authenticated: whoever can reach this may read, write and promote");
+    }
+    if args.share_open {
+        tracing::warn!("--share-open: clients are given what others write, in the clear");
     }
     print(format!("tagalong: serving on {}\n", node.endpoint()));
     let why = tokio::select! {

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use clap::Args;
 use serde_json::{Value, json};
-use tagalong::log::{Epoch, Lsn, Target};
+use tagalong::log::{Epoch, Lsn, SessionRole, Target};
 use tagalong::message::{NodeStatus, RecoveryStatus, Role, SessionStatus};
 use tagalong::{AdminClient, Error, ErrorKind, Result};
 
@@ -75,6 +75,15 @@ fn role(role: Role) -> &'static str {
     }
 }
 
+fn session_role(role: SessionRole) -> &'static str {
+    match role {
+        SessionRole::Writer => "writer",
+        SessionRole::Reader => "reader",
+        SessionRole::Holder => "holder",
+        _ => "unknown",
+    }
+}
+
 fn error_json(error: &Error) -> Value {
     let kind = match error.kind() {
         ErrorKind::Retry => "retry",
@@ -102,11 +111,13 @@ fn session_json(session: &SessionStatus) -> Value {
     json!({
         "client": session.client.to_string(),
         "domain": session.domain,
+        "role": session_role(session.role),
         "state": session.state,
         "connected": session.connected,
         "last": session.last.0,
         "held_entries": session.held_entries,
         "held_bytes": session.held_bytes,
+        "share_bytes": session.share_bytes,
     })
 }
 
@@ -121,6 +132,9 @@ fn recovery_json(recovery: &RecoveryStatus) -> Value {
         "awaited": ids(&recovery.awaited),
         "pulled_bytes": recovery.pulled_bytes,
         "wanted_bytes": recovery.wanted_bytes,
+        "pulled_shares": recovery.pulled_shares,
+        "shares": recovery.shares,
+        "decoded": recovery.decoded,
         "missing": recovery.missing.iter().map(range_json).collect::<Vec<_>>(),
         "lost_by_stop": recovery.lost_by_stop,
         "conflict": recovery.conflict.as_ref().map(error_json),
@@ -147,6 +161,10 @@ fn to_json(endpoint: &str, node: &NodeStatus) -> Value {
         "head": node.head.0,
         "logged": node.logged.0,
         "stable": node.stable.0,
+        "covered": node.covered.0,
+        "f": node.f,
+        "short": node.short,
+        "shares": {"count": node.shares, "bytes": node.share_bytes},
         "target": target,
         "in_sync": node.in_sync,
         "connected": node.connected,
@@ -199,6 +217,32 @@ fn ranges(ranges: &[Range<Lsn>]) -> String {
     format!("{}{more} ({})", listed.join(", "), plural(count, "entry", "entries"))
 }
 
+/// What shares do for a recovery, where there are any.
+fn shared(recovery: &RecoveryStatus) -> String {
+    if recovery.shares == 0 {
+        return String::new();
+    }
+    let decoded = plural(recovery.decoded, "entry", "entries");
+    let shares = plural(recovery.shares, "share", "shares");
+    format!("; {} of {shares} pulled, {decoded} decoded", recovery.pulled_shares)
+}
+
+/// What is covered; `None` where nothing is, nor shared.
+fn coverage(node: &NodeStatus) -> Option<String> {
+    let mut text = match node.f {
+        0 => String::from("none"),
+        f => format!("up to {}, for the loss of {}", node.covered, plural(f.into(), "domain", "domains")),
+    };
+    if node.shares > 0 {
+        let shares = plural(node.shares, "share", "shares");
+        let _ = write!(text, "; clients keep {shares}, {}", bytes(node.share_bytes));
+    }
+    if node.short {
+        text += "; too few domains are connected: what is to be covered waits for the backup, or is refused";
+    }
+    (node.f > 0 || node.shares > 0).then_some(text)
+}
+
 /// A recovery in one line.
 pub(crate) fn summary(recovery: &RecoveryStatus) -> String {
     let mut text = format!("{}: {} of {} sessions reported", recovery.phase, recovery.reported, recovery.roster);
@@ -208,6 +252,7 @@ pub(crate) fn summary(recovery: &RecoveryStatus) -> String {
     if recovery.wanted_bytes > 0 {
         let _ = write!(text, "; {} of {} pulled", bytes(recovery.pulled_bytes), bytes(recovery.wanted_bytes));
     }
+    text += &shared(recovery);
     if !recovery.missing.is_empty() {
         let _ = write!(text, "; missing: {}", ranges(&recovery.missing));
     }
@@ -242,6 +287,9 @@ fn to_text(endpoint: &str, node: &NodeStatus) -> String {
         _ => String::new(),
     };
     line("log", format!("head {}, logged {}, stable {}{peer}", node.head, node.logged, node.stable));
+    if let Some(coverage) = coverage(node) {
+        line("covered", coverage);
+    }
     let behind = if status.role == Role::Backup { " not applied yet" } else { "" };
     let mut delta = format!("{}{behind}, {}", plural(node.delta_entries, "entry", "entries"), bytes(node.delta_bytes));
     if node.delta_entries > 0 {
@@ -261,10 +309,14 @@ fn to_text(endpoint: &str, node: &NodeStatus) -> String {
     for session in &node.sessions {
         let place = if session.connected { "connected" } else { "away" };
         let client = session.client.to_string();
-        let _ = write!(text, "    {client:<32}  {:<9}  {place:<9}  {}", session.state, session.domain);
+        let role = session_role(session.role);
+        let _ = write!(text, "    {client:<32}  {role:<6}  {:<9}  {place:<9}  {}", session.state, session.domain);
         let held = plural(session.held_entries, "entry", "entries");
         if session.held_entries > 0 {
             let _ = write!(text, "  holds {held}, {}", bytes(session.held_bytes));
+        }
+        if session.share_bytes > 0 {
+            let _ = write!(text, "  keeps {} of shares", bytes(session.share_bytes));
         }
         text.push('\n');
     }
@@ -279,6 +331,7 @@ fn recovery_lines(recovery: &RecoveryStatus, sessions: &[SessionStatus]) -> Vec<
     if recovery.wanted_bytes > 0 {
         let _ = write!(reported, "; {} of {} pulled", bytes(recovery.pulled_bytes), bytes(recovery.wanted_bytes));
     }
+    reported += &shared(recovery);
     lines.push(("reported", reported));
     for client in &recovery.awaited {
         let domain = sessions.iter().find(|session| session.client == *client).map(|session| session.domain.as_str());
@@ -301,6 +354,92 @@ fn recovery_lines(recovery: &RecoveryStatus, sessions: &[SessionStatus]) -> Vec<
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tagalong::log::{ClientId, ClusterId, GroupId, NodeId};
+    use tagalong::message::Status;
+
+    /// A primary whose log ends at 9 and is stable up to 4.
+    fn node() -> NodeStatus {
+        let status = Status {
+            version: 1,
+            features: 0,
+            cluster: ClusterId(1),
+            group: GroupId(2),
+            node: NodeId(3),
+            domain: "east".to_owned(),
+            role: Role::Primary,
+            epoch: Epoch { generation: 0, number: 1, node: NodeId(3) },
+            endpoints: Vec::new(),
+        };
+        let session = |client, role| SessionStatus {
+            client: ClientId(client),
+            domain: "rack".to_owned(),
+            role,
+            state: "on".to_owned(),
+            connected: true,
+            last: Lsn(2),
+            held_entries: 0,
+            held_bytes: 0,
+            share_bytes: 0,
+        };
+        NodeStatus {
+            status,
+            head: Lsn(9),
+            logged: Lsn(9),
+            stable: Lsn(4),
+            covered: Lsn(4),
+            f: 0,
+            short: false,
+            shares: 0,
+            share_bytes: 0,
+            target: Target::Own,
+            delta_entries: 5,
+            delta_bytes: 700,
+            delta_age_us: 1_000,
+            waiting_writes: 0,
+            in_sync: false,
+            connected: false,
+            sessions: vec![session(1, SessionRole::Writer), session(2, SessionRole::Holder)],
+            recovery: None,
+            failure: None,
+        }
+    }
+
+    #[test]
+    fn coverage_is_told_where_there_is_any() {
+        assert!(!to_text("there", &node()).contains("covered"));
+        let mut node = NodeStatus { covered: Lsn(7), f: 2, shares: 3, share_bytes: 3 << 10, ..node() };
+        node.sessions[1].share_bytes = 2 << 10;
+        let text = to_text("there", &node);
+        let told = "  covered  up to 7, for the loss of 2 domains; clients keep 3 shares, 3.0 KiB\n";
+        assert!(text.contains(told), "{text}");
+        let lines: Vec<&str> = text.lines().rev().take(2).collect();
+        assert!(lines[1].contains("writer  on") && lines[1].ends_with("rack"), "{text}");
+        assert!(lines[0].contains("holder  on") && lines[0].ends_with("rack  keeps 2.0 KiB of shares"), "{text}");
+        node.short = true;
+        assert!(to_text("there", &node).contains("; too few domains are connected"));
+        // Where nothing is covered there may be windows all the same.
+        let told = coverage(&NodeStatus { f: 0, short: false, ..node.clone() });
+        assert_eq!(told.as_deref(), Some("none; clients keep 3 shares, 3.0 KiB"));
+
+        let json: Value = serde_json::from_str(&to_json("there", &node).to_string()).expect("JSON");
+        assert_eq!([&json["covered"], &json["f"], &json["shares"]["count"], &json["shares"]["bytes"]], [7, 2, 3, 3072]);
+        assert_eq!(json["short"], true);
+        assert_eq!(json["sessions"][1]["role"], "holder");
+        assert_eq!(json["sessions"][1]["share_bytes"], 2048);
+    }
+
+    #[test]
+    fn a_recovery_tells_of_its_shares_where_there_are_any() {
+        let mut recovery = RecoveryStatus { phase: "pulling".to_owned(), roster: 2, ..RecoveryStatus::default() };
+        assert_eq!(summary(&recovery), "pulling: 0 of 2 sessions reported");
+        (recovery.shares, recovery.pulled_shares, recovery.decoded) = (5, 3, 1);
+        let told = "; 3 of 5 shares pulled, 1 entry decoded";
+        assert!(summary(&recovery).ends_with(told));
+        let lines = recovery_lines(&recovery, &[]);
+        assert!(lines.iter().any(|(name, text)| *name == "reported" && text.ends_with(told)), "{lines:?}");
+        let json = recovery_json(&recovery);
+        assert_eq!([&json["shares"], &json["pulled_shares"], &json["decoded"]], [5, 3, 1]);
+    }
 
     #[test]
     fn figures_read_as_people_write_them() {

@@ -13,6 +13,7 @@ use crate::log::{
     SessionRole, Tag, in_ranges,
 };
 use crate::rule::{self, Rule};
+use crate::share::Share;
 
 /// Who the client is.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -106,10 +107,14 @@ pub enum CacheOp {
     Superseded(Request),
     /// Headers from a manifest.
     Headers(Vec<Header>),
+    /// A share to be kept for another client's sake.
+    Share(Share),
     /// State up to this LSN of this reign was revealed.
     Observed(Epoch, Lsn),
     /// The checkpoint of a reign: whatever it covers is released.
     Stable(Epoch, Lsn),
+    /// Up to this LSN of this reign nobody needs an entry to decode another.
+    Settled(Epoch, Lsn),
     /// A new reign, with the table of epochs from the client's oldest on: the verdict on everything older.
     Verdict(Epoch, Vec<Reign>),
 }
@@ -168,11 +173,20 @@ pub struct CacheImage {
     pub headers: BTreeMap<(Epoch, Lsn), Header>,
     /// Bytes of `commands` and `headers`, by their cost.
     pub bytes: u64,
+    /// Shares kept for others, by the reign and number of each.
+    pub shares: BTreeMap<(Epoch, u64), Share>,
+    /// Bytes of `shares`, by their cost.
+    pub share_bytes: u64,
+    /// Shares by the checkpoint that releases them.
+    share_until: BTreeSet<(Epoch, Lsn, u64)>,
     /// Commands without a reply, and the bytes of their payloads.
     unanswered: BTreeSet<Request>,
     unanswered_bytes: u64,
     /// Commands with a tag, by the checkpoint that releases them. Several may wait for the same one.
     held: BTreeSet<(Epoch, Lsn, Request)>,
+    /// Commands whose tag does not say that checkpoint, by their own place.
+    unsettled: BTreeSet<(Epoch, Lsn, Request)>,
+    settled: (Epoch, Lsn),
 }
 
 impl CacheImage {
@@ -212,10 +226,18 @@ impl CacheImage {
                     }
                 }
             }
+            CacheOp::Share(share) => self.keep_share(share),
             CacheOp::Observed(epoch, lsn) => self.observed = self.observed.max((*epoch, *lsn)),
             CacheOp::Stable(epoch, lsn) => {
                 self.stable = self.stable.max((*epoch, *lsn));
                 self.release();
+            }
+            CacheOp::Settled(epoch, lsn) => {
+                self.settled = self.settled.max((*epoch, *lsn));
+                let (epoch, settled) = self.settled;
+                let passed = (epoch, Lsn(0), Request(0))..=(epoch, settled, Request(u64::MAX));
+                let passed: Vec<Request> = self.unsettled.range(passed).map(|(_, _, request)| *request).collect();
+                passed.into_iter().for_each(|request| self.release_if_stable(request));
             }
             CacheOp::Verdict(epoch, reigns) => self.judge(*epoch, reigns),
         }
@@ -232,6 +254,7 @@ impl CacheImage {
         ops.push(CacheOp::Reported(self.reported));
         // The stable mark comes after the commands would release them: none of those kept is released by it.
         ops.push(CacheOp::Stable(self.stable.0, self.stable.1));
+        ops.push(CacheOp::Settled(self.settled.0, self.settled.1));
         ops.push(CacheOp::Observed(self.observed.0, self.observed.1));
         if self.last > Request(0) {
             // A superseded number is never used again, though nothing else may remember it.
@@ -256,6 +279,7 @@ impl CacheImage {
         if !self.headers.is_empty() {
             ops.push(CacheOp::Headers(self.headers.values().cloned().collect()));
         }
+        ops.extend(self.shares.values().cloned().map(CacheOp::Share));
         ops
     }
 
@@ -269,6 +293,12 @@ impl CacheImage {
     /// The first request without a reply.
     pub fn first_unanswered(&self) -> Request {
         self.unanswered.first().copied().unwrap_or(self.last.next())
+    }
+
+    /// Whether something waits for being settled up to here.
+    pub(crate) fn awaits_settled(&self, epoch: Epoch, settled: Lsn) -> bool {
+        (epoch, settled) > self.settled
+            && self.unsettled.first().is_some_and(|(of, lsn, _)| (*of, *lsn) <= (epoch, settled))
     }
 
     /// Bytes of the payloads of commands without a reply.
@@ -285,7 +315,8 @@ impl CacheImage {
         let (epoch, stable) = self.stable;
         let covers = |tag: &Tag| {
             let same = tag.epoch == epoch || !rule::on(Rule::ReleaseByEpoch);
-            same && tag.hold_until.is_some_and(|until| until <= stable)
+            let settled = || (tag.epoch, tag.lsn) <= self.settled && tag.epoch == self.settled.0;
+            tag.hold_until.map_or_else(settled, |until| same && until <= stable)
         };
         // A `Local` service asks nobody to hold: its tags say "until 0".
         command.reply.is_some() && command.tag.as_ref().is_none_or(|tag| tag.hold_until == Some(Lsn(0)) || covers(tag))
@@ -293,10 +324,45 @@ impl CacheImage {
 
     fn tag(&mut self, request: Request, tag: Tag) {
         let Some(command) = self.commands.get_mut(&request) else { return };
-        if let Some(old) = command.tag.replace(tag) {
-            self.held.remove(&(old.epoch, old.hold_until.unwrap_or(old.lsn), request));
+        let old = command.tag.replace(tag);
+        old.into_iter().for_each(|old| self.untag(request, &old));
+        match tag.hold_until {
+            Some(until) => self.held.insert((tag.epoch, until, request)),
+            None => self.unsettled.insert((tag.epoch, tag.lsn, request)),
+        };
+    }
+
+    fn untag(&mut self, request: Request, tag: &Tag) {
+        match tag.hold_until {
+            Some(until) => self.held.remove(&(tag.epoch, until, request)),
+            None => self.unsettled.remove(&(tag.epoch, tag.lsn, request)),
+        };
+    }
+
+    fn keep_share(&mut self, share: &Share) {
+        if share.epoch == self.stable.0 && share.hold_until <= self.stable.1 {
+            return;
         }
-        self.held.insert((tag.epoch, tag.hold_until.unwrap_or(tag.lsn), request));
+        // Its body may be a slice of a much larger receive buffer.
+        let kept = Share { body: Bytes::copy_from_slice(&share.body), ..share.clone() };
+        self.share_bytes += kept.cost();
+        self.share_until.insert((kept.epoch, kept.hold_until, kept.id));
+        if let Some(old) = self.shares.insert((kept.epoch, kept.id), kept) {
+            self.share_bytes -= old.cost();
+            if old.hold_until != share.hold_until {
+                self.share_until.remove(&(old.epoch, old.hold_until, old.id));
+            }
+        }
+    }
+
+    /// Forgets the shares that come before `(epoch, lsn)` and, unless `all`, are of that very epoch.
+    fn drop_shares(&mut self, epoch: Epoch, upto: Lsn, all: bool) {
+        let from = if all { Epoch::ZERO } else { epoch };
+        let past: Vec<_> = self.share_until.range((from, Lsn(0), 0)..=(epoch, upto, u64::MAX)).copied().collect();
+        for (epoch, until, id) in past {
+            self.share_until.remove(&(epoch, until, id));
+            self.share_bytes -= self.shares.remove(&(epoch, id)).map_or(0, |share| share.cost());
+        }
     }
 
     fn forget(&mut self, request: Request) {
@@ -307,7 +373,7 @@ impl CacheImage {
             self.unanswered_bytes -= command.payload.len() as u64;
         }
         if let Some(tag) = command.tag {
-            self.held.remove(&(tag.epoch, tag.hold_until.unwrap_or(tag.lsn), request));
+            self.untag(request, &tag);
         }
     }
 
@@ -328,13 +394,15 @@ impl CacheImage {
         let kept = self.headers.split_off(&(epoch, stable.next()));
         self.bytes -= HEADER_COST * self.headers.len() as u64;
         self.headers = kept;
+        self.drop_shares(epoch, stable, !rule::on(Rule::ReleaseByEpoch));
     }
 
     /// Settles everything of reigns before `epoch`. What the log has and the application knows is released (a
     /// reign opens stable); what it lost is forgotten; what was never answered is in doubt again.
     fn judge(&mut self, epoch: Epoch, reigns: &[Reign]) {
         let present = (epoch, Lsn(0), Request(0));
-        let old: Vec<Request> = self.held.range(..present).map(|(_, _, request)| *request).collect();
+        let old = self.held.range(..present).chain(self.unsettled.range(..present));
+        let old: Vec<Request> = old.map(|(_, _, request)| *request).collect();
         for request in old {
             let Some(command) = self.commands.get_mut(&request) else { continue };
             let again = !rule::on(Rule::SupersededFinal)
@@ -350,9 +418,11 @@ impl CacheImage {
             }
         }
         self.held = self.held.split_off(&present);
+        self.unsettled = self.unsettled.split_off(&present);
         let kept = self.headers.split_off(&(epoch, Lsn(0)));
         self.bytes -= HEADER_COST * self.headers.len() as u64;
         self.headers = kept;
+        self.drop_shares(epoch, Lsn(0), true);
         if self.observed.0 < epoch {
             let start = reigns.last().map_or(Lsn(0), |reign| reign.start);
             self.observed = (epoch, start);

@@ -56,7 +56,7 @@ impl Client {
             NodeMessage::Status(_) => {}
             NodeMessage::Waiting(error) => self.gate(ClientOutput::Event(ClientEvent::Waiting(error))),
             NodeMessage::RollCall { epoch, of, base } => self.on_roll_call(epoch, of, base),
-            NodeMessage::Pull { epoch, requests } => self.on_pull(epoch, &requests),
+            NodeMessage::Pull { epoch, requests, shares } => self.on_pull(epoch, &requests, &shares),
             NodeMessage::Welcome(welcome) => self.on_welcome(welcome, out),
             NodeMessage::Frame(frame) => self.on_frame(now, frame, out),
             NodeMessage::Refused(error) => self.on_refused(conn, error, out),
@@ -105,7 +105,7 @@ impl Client {
         if epoch > self.image.reported {
             self.keep(CacheOp::Reported(epoch));
         }
-        self.session = Some(Session { conn, epoch, live: None });
+        self.session = Some(Session { conn, epoch, of: Epoch::ZERO, live: None });
         let identity = self.image.identity.as_ref().expect("a client has an identity");
         let attach = Attach {
             epoch,
@@ -118,6 +118,7 @@ impl Client {
             oldest: self.image.oldest_epoch(),
             observed_epoch: self.image.observed.0,
             observed: self.image.observed.1,
+            share_bytes: self.settings.share_bytes_max,
         };
         self.store(out);
         self.gate(ClientOutput::Send(conn, ClientMessage::Attach(attach)));
@@ -139,6 +140,9 @@ impl Client {
         if !self.is_session_epoch(epoch) {
             return;
         }
+        if let Some(session) = &mut self.session {
+            session.of = of;
+        }
         self.gate(ClientOutput::Event(ClientEvent::Recovering { epoch }));
         let client = self.image.identity.as_ref().expect("a client has an identity").client;
         let mut items = Vec::new();
@@ -148,8 +152,11 @@ impl Client {
                 length: u32::try_from(command.payload.len()).unwrap_or(u32::MAX),
                 digest: command.digest,
             };
+            // Below the base it is in the log already, but others' entries may be decoded with its help.
+            let needed =
+                command.tag.is_some_and(|tag| tag.hold_until.is_none_or(|until| until > base) || tag.lsn > base);
             match command.header(client, *request) {
-                Some(header) if header.epoch == of && header.lsn > base => {
+                Some(header) if header.epoch == of && needed => {
                     items.push(ReportItem::Held { header, reply: command.reply });
                 }
                 _ if command.reply.is_none() => items.push(in_doubt),
@@ -161,6 +168,13 @@ impl Client {
         }
         let vouched = self.image.headers.range((of, base.next())..).take_while(|((epoch, _), _)| *epoch == of);
         items.extend(vouched.map(|(_, header)| ReportItem::Header(header.clone())));
+        let shares = self.image.shares.range((of, 0)..=(of, u64::MAX)).map(|(_, share)| share);
+        items.extend(shares.filter(|share| share.hold_until > base).map(|share| ReportItem::Share {
+            epoch: share.epoch,
+            id: share.id,
+            hold_until: share.hold_until,
+            length: u32::try_from(share.body.len()).unwrap_or(u32::MAX),
+        }));
         let (observed, stable) = (self.image.observed, self.image.stable);
         let mut items = items.into_iter().peekable();
         loop {
@@ -173,7 +187,7 @@ impl Client {
         }
     }
 
-    pub(super) fn on_pull(&mut self, epoch: Epoch, requests: &[Request]) {
+    pub(super) fn on_pull(&mut self, epoch: Epoch, requests: &[Request], shares: &[u64]) {
         if !self.is_session_epoch(epoch) {
             return;
         }
@@ -188,17 +202,34 @@ impl Client {
             if bytes >= FRAME_BYTES {
                 bytes = 0;
                 let items = std::mem::take(&mut items);
-                self.send_to_session(ClientMessage::Payloads(Payloads { epoch, items }));
+                self.send_to_session(ClientMessage::Payloads(Payloads { epoch, items, shares: Vec::new() }));
             }
         }
         if !items.is_empty() {
-            self.send_to_session(ClientMessage::Payloads(Payloads { epoch, items }));
+            self.send_to_session(ClientMessage::Payloads(Payloads { epoch, items, shares: Vec::new() }));
+        }
+        let of = self.session.as_ref().map_or(Epoch::ZERO, |session| session.of);
+        let mut bytes = 0;
+        let mut part = Vec::new();
+        for share in shares.iter().filter_map(|id| self.image.shares.get(&(of, *id)).cloned()).collect::<Vec<_>>() {
+            bytes += share.cost();
+            part.push(share);
+            if bytes >= FRAME_BYTES {
+                bytes = 0;
+                let shares = std::mem::take(&mut part);
+                self.send_to_session(ClientMessage::Payloads(Payloads { epoch, items: Vec::new(), shares }));
+            }
+        }
+        if !part.is_empty() {
+            self.send_to_session(ClientMessage::Payloads(Payloads { epoch, items: Vec::new(), shares: part }));
         }
     }
 
     /// The session is established; whatever older reigns left behind gets its verdict.
     pub(super) fn on_welcome(&mut self, welcome: Welcome, out: &mut Vec<ClientOutput>) {
-        let Welcome { epoch, stable, reigns, window, window_bytes, command_bytes_max, .. } = welcome;
+        let Welcome {
+            epoch, stable, reigns, lowest, refuse_uncovered, window, window_bytes, command_bytes_max, ..
+        } = welcome;
         if !self.is_session_epoch(epoch) {
             return;
         }
@@ -215,7 +246,17 @@ impl Client {
         self.command_bytes_max = command_bytes_max;
         let next = self.image.first_unanswered();
         if let Some(session) = &mut self.session {
-            session.live = Some(Live { seq: 0, confirmed: 0, next, window, window_bytes, close_sent: false });
+            session.live = Some(Live {
+                seq: 0,
+                confirmed: 0,
+                next,
+                window,
+                window_bytes,
+                lowest,
+                refuse_uncovered,
+                short: false,
+                close_sent: false,
+            });
         }
         self.gate(ClientOutput::Event(ClientEvent::Attached { epoch }));
     }

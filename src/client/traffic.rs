@@ -1,8 +1,9 @@
 //! The traffic of an established session: frames in, which the cache has before anything follows from them, and
 //! frames out, as window and cache have room.
 
-use super::{Client, ClientOutput, Command, Live};
+use super::{Client, ClientEvent, ClientOutput, Command, Live};
 use crate::client::image::CacheOp;
+use crate::error::{Code, Error};
 use crate::log::{Body, Digest, HEADER_COST, Header, Level, Lsn, Origin, Request, Tag, Time};
 use crate::message::{ClientFrame, ClientMessage, FRAME_BYTES, NodeFrame, Outcome, Query, Response, Write};
 use crate::rule::{self, Rule};
@@ -16,11 +17,16 @@ impl Client {
         let Some(live) = session.live.as_mut().filter(|_| session.epoch == frame.epoch) else {
             return;
         };
-        let NodeFrame { epoch, seq, stable, manifest, responses, results, closed } = frame;
+        let NodeFrame { epoch, seq, stable, settled, manifest, shares, prompt, short, responses, results, closed } =
+            frame;
         live.seq = seq;
-        let mut to_hold = !manifest.is_empty();
+        live.short = short;
+        let mut to_hold = !manifest.is_empty() || !shares.is_empty();
         if !manifest.is_empty() {
             self.keep(CacheOp::Headers(manifest));
+        }
+        for share in shares.into_iter().filter(|share| share.epoch == epoch) {
+            self.keep(CacheOp::Share(share));
         }
         // In this order, for a crash may leave the cache with a part of it: what was observed must be explained by
         // headers and tags, and what is answered was observed.
@@ -41,6 +47,10 @@ impl Client {
         if (epoch, stable) > self.image.stable {
             self.keep(CacheOp::Stable(epoch, stable));
         }
+        if self.image.awaits_settled(epoch, settled) {
+            self.keep(CacheOp::Settled(epoch, settled));
+        }
+        self.check_shares(out);
         self.store(out);
         for output in done {
             self.gate(output);
@@ -50,12 +60,28 @@ impl Client {
                 self.gate(ClientOutput::Result { id: result.id, result: result.result });
             }
         }
-        if to_hold {
+        if prompt {
+            self.confirm_due = Some(now);
+        } else if to_hold {
             self.confirm_due.get_or_insert(now.after(self.settings.confirm_delay_us));
         }
         if closed && self.closing {
             self.ended = true;
             self.gate(ClientOutput::Closed);
+        }
+    }
+
+    /// A node that gives this cache more than it said it takes is not one of ours.
+    fn check_shares(&mut self, out: &mut Vec<ClientOutput>) {
+        let most = 2 * self.settings.share_bytes_max;
+        if self.image.share_bytes > most
+            && let Some(session) = self.session.take()
+        {
+            let why = format!("the node gave more shares than the {most} bytes that this cache has room for");
+            self.gate(ClientOutput::Event(ClientEvent::Refused(Error::new(Code::Protocol, why))));
+            out.push(ClientOutput::Close(session.conn));
+            self.nodes.remove(&session.conn);
+            self.end_stream();
         }
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::node::{NodeEvents, Start};
 use super::primary::{Recovery, Running};
-use super::{NetSettings, link};
+use super::{NetSettings, ShareKey, link};
 use crate::backup::BackupSettings;
 use crate::error::{Code, Error, Result};
 use crate::log::Epoch;
@@ -24,6 +24,7 @@ pub struct BackupBuilder {
     net: NetSettings,
     listen: SocketAddr,
     advertise: Option<String>,
+    share_key: Option<ShareKey>,
 }
 
 impl BackupBuilder {
@@ -56,6 +57,14 @@ impl BackupBuilder {
         self
     }
 
+    /// The secret under which shares of others' entries are handed to clients: the same on every node of the group,
+    /// known to nobody else. With it, [`Privacy`](crate::primary::Privacy) is `Sealed`, whatever the settings say.
+    #[must_use]
+    pub fn share_key(mut self, key: ShareKey) -> Self {
+        self.share_key = Some(key);
+        self
+    }
+
     /// Replays the log and begins to follow, on the caller's tokio runtime and two threads of its own. The primary
     /// need not be there yet.
     ///
@@ -63,17 +72,18 @@ impl BackupBuilder {
     /// As [`PrimaryBuilder::start`](super::PrimaryBuilder::start); and [`Code::InvalidArgument`] if this log's node was
     /// promoted before: it has to be started as a primary, and recovers.
     pub async fn start(self) -> Result<Backup> {
-        let Self { domain, log, state, primary, settings, net, listen, advertise } = self;
+        let Self { domain, log, state, primary, settings, net, listen, advertise, share_key } = self;
         if let Err(error) = tonic::transport::Endpoint::from_shared(primary.clone()) {
             let why = format!("{primary} is no endpoint of a primary: {error}; give http://host:port");
             return Err(Error::new(Code::InvalidArgument, why));
         }
-        let largest = settings.command_bytes_max;
+        net.validate_for(settings.command_bytes_max)?;
+        let settings = settings.with_key(share_key.is_some())?;
         let start = |endpoint: String| {
             let primary = PrimarySettings { domain: domain.clone(), endpoint: endpoint.clone(), ..settings };
             Start::Backup(BackupSettings { domain, endpoint, primary })
         };
-        let running = Running::start(start, log, state, listen, advertise, &net, largest).await?;
+        let running = Running::start(start, log, state, listen, advertise, &net, share_key).await?;
         tokio::spawn(link::follow(running.node.mailbox.clone(), primary, net));
         Ok(Backup { running })
     }
@@ -104,6 +114,7 @@ impl Backup {
             net: NetSettings::default(),
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             advertise: None,
+            share_key: None,
         }
     }
 

@@ -41,6 +41,10 @@ pub enum WriteOutcome {
         request: Request,
         /// Where it stands; `None` if only the reply is known any more.
         tag: Option<Tag>,
+        /// The strongest level that it met when it was answered, at least the one that was asked for. [`Level::Stable`]
+        /// where [`Level::Covered`] was asked for: there were not enough clients to cover it, and it had to wait for the
+        /// backup. [`Level::Local`] without a tag.
+        met: Level,
         /// What the state machine answered.
         reply: Bytes,
     },
@@ -396,7 +400,10 @@ impl TaggedClientBuilder {
 fn outbox_max(settings: &ClientSettings, queue_max: usize) -> usize {
     let parts = settings.cache_bytes_max / HEADER_COST / REPORT_ITEMS as u64;
     // Headers cannot be refused, and so may exceed the budget.
-    let parts = usize::try_from(parts.saturating_mul(2)).unwrap_or(usize::MAX);
+    // Shares are announced in parts like the rest, and handed over in frames.
+    let shares = settings.share_bytes_max / (HEADER_COST + crate::share::SEAL_COST) / REPORT_ITEMS as u64;
+    let shares = shares + settings.share_bytes_max / crate::message::FRAME_BYTES;
+    let parts = usize::try_from((parts + shares).saturating_mul(2)).unwrap_or(usize::MAX);
     let room = queue_max.saturating_mul(16).saturating_add(parts).saturating_add(settings.queries_max);
     room.min(tokio::sync::Semaphore::MAX_PERMITS)
 }

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use super::storage::{Job, Storage};
-use super::{Clock, JOINED_BYTES, NetSettings, guarded, random_u128};
+use super::{Clock, JOINED_BYTES, NetSettings, Sealer, ShareKey, guarded, random_u128};
 use crate::error::{Code, Error, Result};
 use crate::log::{Body, ClusterId, Entry, Epoch, EpochStart, GroupId, Lsn, NodeId, Record};
 use crate::message::{BackupMessage, ClientMessage, NodeMessage, NodeStatus, PrimaryMessage, Role};
@@ -67,9 +67,15 @@ pub(super) struct Mailbox {
     /// The node is to end.
     closing: watch::Receiver<bool>,
     queue_max: usize,
+    share_key: Option<ShareKey>,
 }
 
 impl Mailbox {
+    /// For one direction of one stream, if the node has a key: ids rise within it, and its salt is its own.
+    pub(super) fn sealer(&self) -> Result<Option<Sealer>> {
+        self.share_key.clone().map(Sealer::new).transpose()
+    }
+
     /// A number for a new stream.
     pub(super) fn conn(&self) -> Conn {
         Conn(self.last_conn.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1)
@@ -213,6 +219,7 @@ impl Node {
         log: Box<dyn LogStore>,
         state: Box<dyn StateMachine>,
         net: &NetSettings,
+        share_key: Option<ShareKey>,
     ) -> Result<Self> {
         let queue_max = net.queue_max;
         let result_bytes_max = net.message_bytes_max.saturating_sub(JOINED_BYTES);
@@ -245,7 +252,8 @@ impl Node {
         })?;
         let died = || Error::new(Code::Storage, "the node's thread ended while it read its log");
         started.await.unwrap_or_else(|_| Err(died()))?;
-        let mailbox = Mailbox { mail, last_conn: Arc::default(), view: watching, closing: closed, queue_max };
+        let mailbox =
+            Mailbox { mail, last_conn: Arc::default(), view: watching, closing: closed, queue_max, share_key };
         Ok(Self { mailbox, events: weak, closing })
     }
 }
@@ -620,6 +628,19 @@ impl Sequencer {
             NodeEvent::Diverged(lsn) => tracing::error!(%lsn, "the state machine is not deterministic"),
             NodeEvent::ObservedBeyond { client, end, observed } => {
                 tracing::warn!(%client, %end, %observed, "a client observed state that was lost");
+            }
+            NodeEvent::Coverage { short: true, domains, needed } => {
+                tracing::warn!(
+                    domains,
+                    needed,
+                    "too few failure domains are connected: what is to be covered waits for the backup, or is refused"
+                );
+            }
+            NodeEvent::Coverage { short: false, domains, needed } => {
+                tracing::info!(domains, needed, "enough failure domains are connected to cover what is written");
+            }
+            NodeEvent::Decoded { entries, shares } => {
+                tracing::info!(entries, shares, "entries that no client reported were decoded from shares");
             }
         }
         // Nobody may be listening.

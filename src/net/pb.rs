@@ -155,6 +155,25 @@ pub struct Tag {
     pub hold_until: ::core::option::Option<u64>,
     #[prost(bool, tag = "5")]
     pub protected: bool,
+    /// absent: tagged
+    #[prost(enumeration = "Level", tag = "6")]
+    pub met: i32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Share {
+    /// absent: the message's
+    #[prost(message, optional, tag = "1")]
+    pub epoch: ::core::option::Option<Epoch>,
+    #[prost(uint64, tag = "2")]
+    pub id: u64,
+    #[prost(enumeration = "ShareMode", tag = "3")]
+    pub mode: i32,
+    #[prost(bytes = "bytes", tag = "4")]
+    pub holder: ::prost::bytes::Bytes,
+    #[prost(uint64, tag = "5")]
+    pub hold_until: u64,
+    #[prost(bytes = "bytes", tag = "6")]
+    pub body: ::prost::bytes::Bytes,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Reign {
@@ -286,6 +305,8 @@ pub struct Attach {
     pub observed_epoch: ::core::option::Option<Epoch>,
     #[prost(uint64, tag = "10")]
     pub observed: u64,
+    #[prost(uint64, tag = "11")]
+    pub share_bytes: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Write {
@@ -340,9 +361,20 @@ pub struct InDoubt {
     #[prost(message, optional, tag = "3")]
     pub digest: ::core::option::Option<Digest>,
 }
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct KeptShare {
+    #[prost(message, optional, tag = "1")]
+    pub epoch: ::core::option::Option<Epoch>,
+    #[prost(uint64, tag = "2")]
+    pub id: u64,
+    #[prost(uint64, tag = "3")]
+    pub hold_until: u64,
+    #[prost(uint32, tag = "4")]
+    pub length: u32,
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ReportItem {
-    #[prost(oneof = "report_item::Item", tags = "1, 2, 3")]
+    #[prost(oneof = "report_item::Item", tags = "1, 2, 3, 4")]
     pub item: ::core::option::Option<report_item::Item>,
 }
 /// Nested message and enum types in `ReportItem`.
@@ -355,6 +387,8 @@ pub mod report_item {
         InDoubt(super::InDoubt),
         #[prost(message, tag = "3")]
         Header(super::Header),
+        #[prost(message, tag = "4")]
+        Share(super::KeptShare),
     }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -387,6 +421,8 @@ pub struct Payloads {
     pub epoch: ::core::option::Option<Epoch>,
     #[prost(message, repeated, tag = "2")]
     pub items: ::prost::alloc::vec::Vec<Payload>,
+    #[prost(message, repeated, tag = "3")]
+    pub shares: ::prost::alloc::vec::Vec<Share>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RollCall {
@@ -403,6 +439,8 @@ pub struct Pull {
     pub epoch: ::core::option::Option<Epoch>,
     #[prost(uint64, repeated, tag = "2")]
     pub requests: ::prost::alloc::vec::Vec<u64>,
+    #[prost(uint64, repeated, tag = "3")]
+    pub shares: ::prost::alloc::vec::Vec<u64>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Welcome {
@@ -420,6 +458,11 @@ pub struct Welcome {
     pub window_bytes: u64,
     #[prost(uint64, tag = "7")]
     pub command_bytes_max: u64,
+    /// below 256
+    #[prost(uint32, tag = "8")]
+    pub f: u32,
+    #[prost(bool, tag = "9")]
+    pub refuse_uncovered: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Response {
@@ -475,6 +518,15 @@ pub struct NodeFrame {
     pub results: ::prost::alloc::vec::Vec<QueryResult>,
     #[prost(bool, tag = "7")]
     pub closed: bool,
+    /// absent: as stable
+    #[prost(uint64, optional, tag = "8")]
+    pub settled: ::core::option::Option<u64>,
+    #[prost(message, repeated, tag = "9")]
+    pub shares: ::prost::alloc::vec::Vec<Share>,
+    #[prost(bool, tag = "10")]
+    pub prompt: bool,
+    #[prost(bool, tag = "11")]
+    pub short: bool,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct BackupMessages {
@@ -669,6 +721,10 @@ pub struct SessionStatus {
     pub held_entries: u64,
     #[prost(uint64, tag = "7")]
     pub held_bytes: u64,
+    #[prost(enumeration = "SessionRole", tag = "8")]
+    pub role: i32,
+    #[prost(uint64, tag = "9")]
+    pub share_bytes: u64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct RecoveryStatus {
@@ -698,6 +754,12 @@ pub struct RecoveryStatus {
     pub conflict: ::core::option::Option<Error>,
     #[prost(bytes = "bytes", repeated, tag = "13")]
     pub accused: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
+    #[prost(uint64, tag = "14")]
+    pub pulled_shares: u64,
+    #[prost(uint64, tag = "15")]
+    pub shares: u64,
+    #[prost(uint64, tag = "16")]
+    pub decoded: u64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct NodeStatus {
@@ -729,6 +791,17 @@ pub struct NodeStatus {
     pub recovery: ::core::option::Option<RecoveryStatus>,
     #[prost(message, optional, tag = "14")]
     pub failure: ::core::option::Option<Error>,
+    #[prost(uint64, tag = "15")]
+    pub covered: u64,
+    /// below 256
+    #[prost(uint32, tag = "16")]
+    pub f: u32,
+    #[prost(bool, tag = "17")]
+    pub short: bool,
+    #[prost(uint64, tag = "18")]
+    pub shares: u64,
+    #[prost(uint64, tag = "19")]
+    pub share_bytes: u64,
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -737,6 +810,7 @@ pub enum Level {
     Unspecified = 0,
     Local = 1,
     Tagged = 2,
+    Covered = 3,
     Stable = 4,
 }
 impl Level {
@@ -749,6 +823,7 @@ impl Level {
             Self::Unspecified => "LEVEL_UNSPECIFIED",
             Self::Local => "LEVEL_LOCAL",
             Self::Tagged => "LEVEL_TAGGED",
+            Self::Covered => "LEVEL_COVERED",
             Self::Stable => "LEVEL_STABLE",
         }
     }
@@ -758,6 +833,7 @@ impl Level {
             "LEVEL_UNSPECIFIED" => Some(Self::Unspecified),
             "LEVEL_LOCAL" => Some(Self::Local),
             "LEVEL_TAGGED" => Some(Self::Tagged),
+            "LEVEL_COVERED" => Some(Self::Covered),
             "LEVEL_STABLE" => Some(Self::Stable),
             _ => None,
         }
@@ -769,6 +845,7 @@ pub enum SessionRole {
     Unspecified = 0,
     Writer = 1,
     Reader = 2,
+    Holder = 3,
 }
 impl SessionRole {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -780,6 +857,7 @@ impl SessionRole {
             Self::Unspecified => "SESSION_ROLE_UNSPECIFIED",
             Self::Writer => "SESSION_ROLE_WRITER",
             Self::Reader => "SESSION_ROLE_READER",
+            Self::Holder => "SESSION_ROLE_HOLDER",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -788,6 +866,7 @@ impl SessionRole {
             "SESSION_ROLE_UNSPECIFIED" => Some(Self::Unspecified),
             "SESSION_ROLE_WRITER" => Some(Self::Writer),
             "SESSION_ROLE_READER" => Some(Self::Reader),
+            "SESSION_ROLE_HOLDER" => Some(Self::Holder),
             _ => None,
         }
     }
@@ -817,6 +896,35 @@ impl GapPolicy {
             "GAP_POLICY_UNSPECIFIED" => Some(Self::Unspecified),
             "GAP_POLICY_STOP" => Some(Self::Stop),
             "GAP_POLICY_SKIP" => Some(Self::Skip),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum ShareMode {
+    Unspecified = 0,
+    Stripe = 1,
+    Window = 2,
+}
+impl ShareMode {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "SHARE_MODE_UNSPECIFIED",
+            Self::Stripe => "SHARE_MODE_STRIPE",
+            Self::Window => "SHARE_MODE_WINDOW",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "SHARE_MODE_UNSPECIFIED" => Some(Self::Unspecified),
+            "SHARE_MODE_STRIPE" => Some(Self::Stripe),
+            "SHARE_MODE_WINDOW" => Some(Self::Window),
             _ => None,
         }
     }

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::node::{Node, NodeEvents, Start};
-use super::{JOINED_BYTES, NetSettings, server};
+use super::{NetSettings, ShareKey, server};
 use crate::error::{Code, Error, Result};
 use crate::log::{ClientId, Epoch, EpochStart, GapPolicy, Lsn};
 use crate::message::{NodeStatus, RecoveryStatus, Role};
@@ -32,7 +32,7 @@ pub(super) struct Running {
 }
 
 impl Running {
-    /// Binds, replays the log, and serves.
+    /// Binds, replays the log, and serves. The settings were validated.
     pub(super) async fn start(
         start: impl FnOnce(String) -> Start,
         log: Box<dyn LogStore>,
@@ -40,23 +40,15 @@ impl Running {
         listen: SocketAddr,
         advertise: Option<String>,
         net: &NetSettings,
-        command_bytes_max: u64,
+        share_key: Option<ShareKey>,
     ) -> Result<Arc<Self>> {
-        net.validate()?;
-        if command_bytes_max.saturating_add(JOINED_BYTES as u64) > net.message_bytes_max as u64 {
-            let why = format!(
-                "message_bytes_max of {} has no room for commands of {command_bytes_max} bytes and {JOINED_BYTES} more",
-                net.message_bytes_max
-            );
-            return Err(Error::new(Code::InvalidArgument, why));
-        }
         let listener = server::bind(listen).await?;
         let address = listener.local_addr().map_err(Error::from)?;
         let advertise = advertise.unwrap_or_else(|| {
             // An address that stands for "all of them" leads nobody here.
             if address.ip().is_unspecified() { String::new() } else { format!("http://{address}") }
         });
-        let node = Node::start(start(advertise), log, state, net).await?;
+        let node = Node::start(start(advertise), log, state, net, share_key).await?;
         let server = server::serve(&node.mailbox, listener, net);
         Ok(Arc::new(Self { node, address, server: tokio::sync::Mutex::new(Some(server)) }))
     }
@@ -112,6 +104,7 @@ pub struct PrimaryBuilder {
     net: NetSettings,
     listen: SocketAddr,
     advertise: Option<String>,
+    share_key: Option<ShareKey>,
 }
 
 impl PrimaryBuilder {
@@ -146,6 +139,14 @@ impl PrimaryBuilder {
         self
     }
 
+    /// The secret under which shares of others' entries are handed to clients: the same on every node of the group,
+    /// known to nobody else. With it, [`Privacy`](crate::primary::Privacy) is `Sealed`, whatever the settings say.
+    #[must_use]
+    pub fn share_key(mut self, key: ShareKey) -> Self {
+        self.share_key = Some(key);
+        self
+    }
+
     /// Replays the log and begins to serve, on the caller's tokio runtime and two threads of its own. Returns once the
     /// log is replayed; [`Primary::opened`] waits for the reign to open. Not cancel safe: a start that is dropped
     /// leaves nothing running, but the stores are gone with it.
@@ -154,10 +155,11 @@ impl PrimaryBuilder {
     /// [`Code::InvalidArgument`] for settings that make no sense or an address that cannot be bound; whatever the
     /// stores say; [`Code::Corrupt`] or [`Code::Diverged`] if the log does not replay.
     pub async fn start(self) -> Result<Primary> {
-        let Self { domain, log, state, settings, net, listen, advertise } = self;
-        let largest = settings.command_bytes_max;
+        let Self { domain, log, state, settings, net, listen, advertise, share_key } = self;
+        net.validate_for(settings.command_bytes_max)?;
+        let settings = settings.with_key(share_key.is_some())?;
         let start = |endpoint| Start::Primary(PrimarySettings { domain, endpoint, ..settings });
-        Ok(Primary { running: Running::start(start, log, state, listen, advertise, &net, largest).await? })
+        Ok(Primary { running: Running::start(start, log, state, listen, advertise, &net, share_key).await? })
     }
 }
 
@@ -180,6 +182,7 @@ impl Primary {
             net: NetSettings::default(),
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             advertise: None,
+            share_key: None,
         }
     }
 

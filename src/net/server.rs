@@ -11,6 +11,7 @@ use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::node::{LINGER, Mail, Mailbox};
+use super::seal::Sealer;
 use super::{NetSettings, convert, pb};
 use crate::error::{Code, Error, Result};
 use crate::message::{BackupMessage, ClientMessage, NodeMessage, PrimaryMessage, Role};
@@ -29,7 +30,7 @@ pub(super) const FRAME_BYTES: u32 = 64 << 10;
 pub(super) struct Outgoing<M, P> {
     queue: mpsc::Receiver<M>,
     weigh: fn(&M) -> usize,
-    pack: fn(Vec<M>) -> P,
+    pack: Box<dyn FnMut(Vec<M>) -> P + Send>,
     _alive: oneshot::Sender<()>,
 }
 
@@ -38,10 +39,10 @@ impl<M, P> Outgoing<M, P> {
     pub(super) fn new(
         queue: mpsc::Receiver<M>,
         weigh: fn(&M) -> usize,
-        pack: fn(Vec<M>) -> P,
+        pack: impl FnMut(Vec<M>) -> P + Send + 'static,
     ) -> (Self, oneshot::Receiver<()>) {
         let (alive, dropped) = oneshot::channel();
-        (Self { queue, weigh, pack, _alive: alive }, dropped)
+        (Self { queue, weigh, pack: Box::new(pack), _alive: alive }, dropped)
     }
 }
 
@@ -69,7 +70,7 @@ pub(super) async fn read_stream<M, P>(
     conn: Conn,
     mut stream: Streaming<P>,
     mut dropped: oneshot::Receiver<()>,
-    unpack: fn(P) -> Result<Vec<M>>,
+    unpack: impl Fn(P) -> Result<Vec<M>>,
     mail: fn(Conn, Vec<M>) -> Mail,
     refuse: impl Fn(Error),
 ) {
@@ -117,7 +118,8 @@ fn weigh_to_client(message: &NodeMessage) -> usize {
         _ => 64,
     });
     let results = frame.results.iter().map(|result| result.result.as_ref().map_or(128, bytes::Bytes::len) + 16);
-    replies.sum::<usize>() + results.sum::<usize>() + frame.manifest.len() * 96 + 64
+    let shares = frame.shares.iter().map(|share| share.body.len() + 48);
+    replies.sum::<usize>() + results.sum::<usize>() + shares.sum::<usize>() + frame.manifest.len() * 96 + 64
 }
 
 fn weigh_to_backup(message: &PrimaryMessage) -> usize {
@@ -150,6 +152,45 @@ fn pack_to_backup(messages: Vec<PrimaryMessage>) -> pb::PrimaryMessages {
     joined.into()
 }
 
+/// Puts the shares of messages to a client under seal, where there is a key. What cannot be sealed does not leave.
+fn seal(sealer: &mut Option<Sealer>, mut messages: Vec<NodeMessage>) -> pb::NodeMessages {
+    let frames = messages.iter_mut().filter_map(|message| match message {
+        NodeMessage::Frame(frame) => Some(frame),
+        _ => None,
+    });
+    if let Some(sealer) = sealer {
+        for share in frames.flat_map(|frame| &mut frame.shares) {
+            match sealer.seal(share.clone()) {
+                Ok(sealed) => *share = sealed,
+                Err(error) => {
+                    tracing::error!(%error, "a share is sent empty");
+                    share.body = bytes::Bytes::new();
+                }
+            }
+        }
+    }
+    messages.into()
+}
+
+/// Takes the seals off what a client hands over. A share whose seal does not hold is as good as empty: it is counted,
+/// and the rest of the report stands.
+fn unseal(sealer: &Option<Sealer>, messages: pb::ClientMessages) -> Result<Vec<ClientMessage>> {
+    let mut messages = Vec::try_from(messages)?;
+    let payloads = messages.iter_mut().filter_map(|message| match message {
+        ClientMessage::Payloads(payloads) => Some(payloads),
+        _ => None,
+    });
+    if let Some(sealer) = sealer {
+        for share in payloads.flat_map(|payloads| &mut payloads.shares) {
+            share.body = sealer.open(share).unwrap_or_else(|error| {
+                tracing::warn!(%error, "a share is of no use");
+                bytes::Bytes::new()
+            });
+        }
+    }
+    Ok(messages)
+}
+
 type ToClient = Outgoing<NodeMessage, pb::NodeMessages>;
 type ToBackup = Outgoing<PrimaryMessage, pb::PrimaryMessages>;
 type Answers<S> = tokio_stream::adapters::Map<S, fn(<S as Stream>::Item) -> Result<<S as Stream>::Item, Status>>;
@@ -174,7 +215,10 @@ impl pb::session_server::Session for Services {
     ) -> Result<Response<Self::AttachStream>, Status> {
         let conn = self.mailbox.conn();
         let (outbox, queue) = self.mailbox.outbox();
-        let (outgoing, dropped) = Outgoing::new(queue, weigh_to_client, pb::NodeMessages::from as fn(_) -> _);
+        let (mut sealer, opener) =
+            (self.mailbox.sealer().map_err(status_of)?, self.mailbox.sealer().map_err(status_of)?);
+        let pack = move |messages| seal(&mut sealer, messages);
+        let (outgoing, dropped) = Outgoing::new(queue, weigh_to_client, pack);
         let weak = outbox.downgrade();
         self.mailbox.send(Mail::ClientStream(conn, outbox)).await.map_err(status_of)?;
         let refuse = move |error| {
@@ -182,7 +226,7 @@ impl pb::session_server::Session for Services {
                 let _ = outbox.try_send(NodeMessage::Refused(error));
             }
         };
-        let unpack: fn(_) -> Result<Vec<ClientMessage>> = Vec::try_from;
+        let unpack = move |messages| unseal(&opener, messages);
         let mailbox = self.mailbox.clone();
         tokio::spawn(read_stream(mailbox, conn, request.into_inner(), dropped, unpack, Mail::FromClient, refuse));
         Ok(Response::new(outgoing.map(Ok)))
@@ -199,7 +243,7 @@ impl pb::replication_server::Replication for Services {
     ) -> Result<Response<Self::FollowStream>, Status> {
         let conn = self.mailbox.conn();
         let (outbox, queue) = self.mailbox.long_outbox();
-        let (outgoing, dropped) = Outgoing::new(queue, weigh_to_backup, pack_to_backup as fn(_) -> _);
+        let (outgoing, dropped) = Outgoing::new(queue, weigh_to_backup, pack_to_backup);
         let weak = outbox.downgrade();
         self.mailbox.send(Mail::BackupStream(conn, outbox)).await.map_err(status_of)?;
         let refuse = move |error| {

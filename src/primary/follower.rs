@@ -305,6 +305,10 @@ impl Primary {
             return;
         }
         self.unstable.release(self.water.stable());
+        if let Some(sharing) = &mut self.sharing {
+            sharing.stabilize(self.water.stable());
+        }
+        self.close_drained();
         self.checkpoint_due.get_or_insert(now.after(self.settings.checkpoint_every_us));
         self.release_waiting();
         self.tell_closed(now, out);

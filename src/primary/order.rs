@@ -42,10 +42,14 @@ pub(super) struct Asked {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Reading {
     pub(super) conn: Conn,
+    client: ClientId,
     id: u64,
     level: Level,
     lsn: Lsn,
+    /// Of the backup; 0 for none.
     echo: u64,
+    /// Of other sessions; 0 for none.
+    pub(super) round: u64,
     result: Bytes,
 }
 
@@ -125,7 +129,8 @@ impl Primary {
                 Level::Local,
             );
         }
-        let mut room = self.settings.delta_bytes_max.saturating_sub(self.unstable.bytes().max(self.unlogged_bytes));
+        let delta = self.unstable.bytes() + self.cover_bytes();
+        let mut room = self.settings.delta_bytes_max.saturating_sub(delta.max(self.unlogged_bytes));
         while batch.records.len() < self.settings.batch_max && room > 0 {
             let Some(Queued { conn, client, write }) = self.writes.pop_front() else {
                 break;
@@ -157,6 +162,7 @@ impl Primary {
     fn effective(&self, asked: Level) -> Level {
         match (self.state.lowest(), asked) {
             (Level::Local, Level::Tagged) => Level::Stable,
+            (_, Level::Covered) if self.settings.covering() == 0 => Level::Stable,
             (lowest, asked) => lowest.max(asked),
         }
     }
@@ -210,6 +216,7 @@ impl Primary {
             self.unlogged_bytes += record.cost();
             self.unstable.push(record.clone());
         }
+        self.feed_cover(now);
         if !records.is_empty() {
             out.push(Output::Append(records.clone()));
         }
@@ -328,14 +335,21 @@ impl Primary {
         let stable = self.water.stable();
         let header = self.unstable.get(lsn).map(|record| &record.entry.header);
         let elsewhere = self.state.session(client).is_some_and(|session| session.info.domain != self.settings.domain);
-        let held = lsn > stable && self.state.lowest() != Level::Local;
+        let held = lsn > self.settled() && self.state.lowest() != Level::Local;
+        let cover = self.sharing.as_ref().map(|sharing| &sharing.cover);
+        let until = cover.map_or(Some(lsn), |cover| cover.hold_until(lsn));
         Tag {
             epoch: self.state.epoch_at(lsn),
             lsn,
             time: header.map_or(Time(0), |header| header.time),
-            hold_until: Some(if held { lsn } else { Lsn(0) }),
+            hold_until: if held { until } else { Some(Lsn(0)) },
             stable,
-            protected: lsn <= stable || (held && elsewhere),
+            protected: lsn <= stable || (held && elsewhere) || cover.is_some_and(|cover| cover.is_copied(lsn)),
+            met: match () {
+                () if lsn <= stable => Level::Stable,
+                () if lsn <= self.water.covered() => Level::Covered,
+                () => self.state.lowest().min(Level::Tagged),
+            },
         }
     }
 
@@ -357,11 +371,18 @@ impl Primary {
     fn on_result(&mut self, asked: Asked, lsn: Lsn, result: Bytes) {
         let Asked { conn, id, level, .. } = asked;
         let level = if rule::on(Rule::ReadLevel) { self.effective(level) } else { Level::Local };
-        let echo = self.ask_echo(level);
-        if echo == 0 && self.is_met(level, lsn) {
+        let Some(client) = self.streams.get(&conn).and_then(|stream| stream.live.as_ref()).map(|live| live.client)
+        else {
+            return;
+        };
+        let (mut echo, mut round) = (self.ask_echo(level), self.next_round());
+        if round > 0 && self.lacks_echoes(client) {
+            (echo, round) = (self.next_echo(), 0);
+        }
+        if echo == 0 && round == 0 && self.is_met(level, lsn) {
             self.answer_query(conn, id, lsn, result);
         } else {
-            self.reads.push_back(Reading { conn, id, level, lsn, echo, result });
+            self.reads.push_back(Reading { conn, client, id, level, lsn, echo, round, result });
         }
     }
 
@@ -378,7 +399,7 @@ impl Primary {
     /// a `Local` service.
     fn ask_echo(&mut self, level: Level) -> u64 {
         let backed = matches!(self.state.target(), Target::Backup(_)) && self.counts_backup;
-        let unheard = self.state.lowest() != Level::Tagged && level == Level::Stable;
+        let unheard = matches!(self.state.lowest(), Level::Local | Level::Stable) && level == Level::Stable;
         if !unheard || !backed || !rule::on(Rule::ReadEcho) {
             return 0;
         }
@@ -387,17 +408,23 @@ impl Primary {
 
     /// Releases what waited for the watermarks as they are now.
     pub(super) fn release_waiting(&mut self) {
-        let (stable, logged) = (self.water.stable(), self.water.logged());
-        // Only what is stable, or was logged since the last time, can have something new to say.
-        let from = std::mem::replace(&mut self.released_logged, logged).max(stable).next();
-        let news = (from <= logged).then(|| self.replies.range(from..=logged)).into_iter().flatten();
+        let (stable, logged, covered) = (self.water.stable(), self.water.logged(), self.water.covered());
+        // Only what is stable, or was logged or covered since the last time, can have something new to say.
+        let (logged_before, covered_before) = std::mem::replace(&mut self.released, (logged, covered));
+        let news = |before: Lsn, now: Lsn| {
+            let from = before.max(stable).next();
+            (from <= now).then(|| self.replies.range(from..=now)).into_iter().flatten()
+        };
         let mut ready = Vec::new();
+        let news = news(logged_before, logged).chain(news(covered_before, covered));
         for (lsn, waiting) in self.replies.range(..=stable).chain(news) {
             let met = self.is_met(waiting.level, *lsn);
             if met || (!waiting.tagged && *lsn <= logged) {
                 ready.push((*lsn, met));
             }
         }
+        ready.sort_unstable();
+        ready.dedup();
         for (lsn, met) in ready {
             let Some(waiting) = self.replies.get_mut(&lsn) else {
                 continue;
@@ -423,11 +450,22 @@ impl Primary {
     pub(super) fn release_reads(&mut self) {
         let echoed = self.echoed();
         // They wait in LSN order, and none that is past both marks can be met.
-        let reached = self.water.stable().max(self.water.logged());
+        let reached = self.water.covered().max(self.water.logged());
+        let mut rounds: BTreeMap<ClientId, u64> = BTreeMap::new();
         let mut kept = Vec::new();
-        while let Some(reading) = self.reads.pop_front() {
+        while let Some(mut reading) = self.reads.pop_front() {
             let met = self.is_met(reading.level, reading.lsn);
-            if !met || reading.echo > echoed {
+            let client = reading.client;
+            let round = reading.round;
+            if round > 0 && *rounds.entry(client).or_insert_with(|| self.rounds_echoed(client)) >= round {
+                (reading.round, reading.echo) = (0, 0);
+            } else if round > 0 && reading.echo == 0 && self.lacks_echoes(client) {
+                // Those who were asked are gone: the backup can tell as well.
+                reading.echo = self.next_echo();
+            } else if round > 0 && reading.echo > 0 && reading.echo <= echoed {
+                reading.round = 0;
+            }
+            if !met || reading.echo > echoed || reading.round > 0 {
                 let past = reading.lsn > reached;
                 kept.push(reading);
                 if past {
@@ -443,6 +481,7 @@ impl Primary {
 
     pub(super) fn on_persisted(&mut self, now: Time, upto: Lsn, out: &mut Vec<Output>) {
         self.water.log(upto);
+        self.feed_cover(now);
         while self.unlogged.front().is_some_and(|(lsn, _)| *lsn <= upto) {
             self.unlogged_bytes -= self.unlogged.pop_front().map_or(0, |(_, cost)| cost);
         }

@@ -24,6 +24,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Bytes of log read at once.
 pub(super) const READ_BYTES: u64 = 1 << 20;
+/// The "stream" of a recovery's reads of the own log, and about how much it reads at once.
+const HISTORY: Conn = Conn(u64::MAX - 1);
+const HISTORY_BYTES: u64 = 16 << 20;
 /// The "stream" of reads that a restarting primary does for itself.
 const OWN: Conn = Conn(u64::MAX);
 
@@ -113,7 +116,8 @@ impl Primary {
             && settings.log_before_send
             && state.epoch() == marks.promised
             && state.epoch().node == marks.node
-            && settings.lowest == state.lowest();
+            && settings.lowest == state.lowest()
+            && (settings.lowest != Level::Covered || settings.covering() == state.start().f);
         let policy = settings.policy;
         let mut primary = Self::bare(settings, marks, state, beginning);
         if same_reign {
@@ -167,15 +171,17 @@ impl Primary {
             executing: None,
             replies: BTreeMap::new(),
             reads: VecDeque::new(),
-            released_logged: Lsn(0),
+            released: (Lsn(0), Lsn(0)),
             streams: BTreeMap::new(),
             attached: BTreeMap::new(),
             incarnations: BTreeMap::new(),
             admissions: BTreeSet::new(),
             departing: BTreeMap::new(),
+            closers: BTreeSet::new(),
             ending: BTreeSet::new(),
             disconnected: BTreeMap::new(),
             dirty: BTreeSet::new(),
+            sharing: None,
             follower: None,
             counts_backup: false,
             config_proposed: false,
@@ -265,7 +271,7 @@ impl Primary {
         self.epoch = epoch;
         self.base = self.state.end();
         self.water = Watermarks::new(self.base, Lsn(0));
-        self.released_logged = Lsn(0);
+        self.released = (Lsn(0), Lsn(0));
         self.unstable = Unstable::new(self.base.next());
         for stream in self.streams.values_mut() {
             stream.attach = None;
@@ -276,9 +282,8 @@ impl Primary {
 
     fn begin_recovery(&mut self, now: Time, epoch: Epoch, out: &mut Vec<Output>) {
         self.begin_epoch(epoch);
-        let credit = self.settings.pull_credit_bytes;
         let in_sync = self.beginning.in_sync;
-        self.phase = Phase::Recovering(Box::new(Recovery::new(&self.state, in_sync, self.policy, credit, now)));
+        self.phase = Phase::Recovering(Box::new(Recovery::new(&self.state, in_sync, &self.settings, self.policy, now)));
         self.push_status(out);
         self.pump(out);
     }
@@ -289,7 +294,7 @@ impl Primary {
         match self.state.lowest() {
             Level::Local => false,
             Level::Stable => !self.beginning.in_sync,
-            Level::Tagged => true,
+            Level::Tagged | Level::Covered => true,
         }
     }
 
@@ -311,10 +316,11 @@ impl Primary {
         let Phase::Recovering(recovery) = &mut self.phase else {
             return;
         };
-        for (conn, requests) in recovery.pulls() {
-            out.push(Output::ToClient(conn, NodeMessage::Pull { epoch: self.epoch, requests }));
-        }
+        recovery.stand_by(self.streams.values().any(|stream| stream.greeted && stream.attach.is_none()));
         let next = recovery.evaluate(now, &self.state);
+        for (conn, requests, shares) in recovery.pulls() {
+            out.push(Output::ToClient(conn, NodeMessage::Pull { epoch: self.epoch, requests, shares }));
+        }
         self.on_next(now, next, out);
     }
 
@@ -328,6 +334,7 @@ impl Primary {
     fn on_next(&mut self, now: Time, next: Next, out: &mut Vec<Output>) {
         match next {
             Next::Wait => {}
+            Next::History(from) => out.push(Output::Read { conn: HISTORY, from, bytes_max: HISTORY_BYTES }),
             Next::Judge { entries, missing } => out.push(Output::Judge { entries, missing }),
             Next::Conclude(plan) => self.conclude(now, plan, out),
         }
@@ -340,7 +347,7 @@ impl Primary {
             previous: self.state.epoch(),
             base: self.base,
             observed: plan.observed.max(self.base),
-            f: 0,
+            f: if self.settings.lowest == Level::Covered { self.settings.covering() } else { 0 },
             lowest: self.settings.lowest,
             log_before_send: self.settings.log_before_send,
             target: self.beginning.target,
@@ -350,6 +357,10 @@ impl Primary {
             gaps: plan.gaps.clone(),
         };
         assert!(plan.policy.is_some() || plan.gaps.is_empty(), "I10: a gap is somebody's decision");
+        let (entries, shares) = plan.decoded;
+        if entries > 0 {
+            out.push(Output::Event(NodeEvent::Decoded { entries, shares }));
+        }
         let start = self.epoch_start_header(now, lsn, self.epoch, Body::EpochStart(Box::new(start)));
         self.phase = Phase::Concluding { start: None };
         self.execute_plan(now, plan, start, out);
@@ -392,6 +403,7 @@ impl Primary {
     fn open(&mut self, now: Time, out: &mut Vec<Output>) {
         assert!(self.state.epoch() == self.epoch, "I7: a reign opens with its own EpochStart in the log");
         self.phase = Phase::Open;
+        self.begin_sharing(now);
         self.push_status(out);
         for (client, session) in self.state.sessions() {
             if session.standing == Standing::On && !self.attached.contains_key(client) {
@@ -461,6 +473,10 @@ impl Primary {
     pub(super) fn on_read(&mut self, now: Time, conn: Conn, records: Vec<Record>, out: &mut Vec<Output>) {
         if conn == OWN {
             self.on_loaded(now, records, out);
+        } else if conn == HISTORY {
+            if let Phase::Recovering(recovery) = &mut self.phase {
+                recovery.history(records);
+            }
         } else {
             self.on_read_for_follower(conn, records, out);
         }

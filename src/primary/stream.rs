@@ -14,6 +14,7 @@ use crate::message::{
 use crate::node::{Conn, NodeEvent, Output};
 use crate::rule::{self, Rule};
 use crate::session::Standing;
+use crate::share::Share;
 
 /// A client's stream.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Default)]
@@ -29,7 +30,7 @@ pub(super) struct Stream {
 /// An established session's side of a stream.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Default)]
 pub(super) struct Live {
-    client: ClientId,
+    pub(super) client: ClientId,
     /// The request number that must come next.
     next: Request,
     /// Writes of this stream that wait for their LSN.
@@ -40,17 +41,26 @@ pub(super) struct Live {
     seq: u64,
     /// Up to here every entry was stable, confirmed, or written to this stream.
     manifest_upto: Lsn,
-    /// The checkpoint last written.
+    /// The checkpoint last written, and how far it was settled.
     stable_sent: Lsn,
-    /// The highest LSN of a tag or header written: the client may wait for a checkpoint up to here.
+    settled_sent: Lsn,
+    /// The highest LSN of a tag, header or share written: the client may wait for a checkpoint up to here.
     owes: Lsn,
     /// What unconfirmed frames carried.
     sent: VecDeque<Sent>,
     /// For the next frame, with the LSNs they reveal.
     pub(super) responses: Vec<(Lsn, Response)>,
     pub(super) results: Vec<QueryResult>,
+    pub(super) shares: Vec<Share>,
+    /// What the client writes cannot be covered.
+    pub(super) short: bool,
+    /// The round of echoes to be asked for with the next frame, and the last one that came back.
+    pub(super) round: u64,
+    pub(super) echoed: u64,
     closing: bool,
     push: bool,
+    /// A frame is due, whether anything is in it or not.
+    pub(super) tell: bool,
 }
 
 /// What a frame gave the client to hold.
@@ -58,6 +68,8 @@ pub(super) struct Live {
 struct Sent {
     seq: u64,
     tags: Vec<Lsn>,
+    shares: Vec<u64>,
+    round: u64,
 }
 
 impl Primary {
@@ -174,9 +186,14 @@ impl Primary {
             self.follower = None;
             return;
         }
-        if let Some(client) = self.forget_stream(conn)
-            && self.state.session(client).is_some_and(|session| session.standing == Standing::On)
-        {
+        if let Some(client) = self.forget_stream(conn) {
+            self.leave_cover(client);
+            self.lost_stream(now, client);
+        }
+    }
+
+    fn lost_stream(&mut self, now: Time, client: ClientId) {
+        if self.state.session(client).is_some_and(|session| session.standing == Standing::On) {
             self.disconnected.insert(client, now);
             self.keep_house_soon(now);
         }
@@ -194,6 +211,7 @@ impl Primary {
         }
         self.attached.remove(&client);
         self.admissions.remove(&client);
+        self.closers.remove(&client);
         if let Phase::Recovering(recovery) = &mut self.phase {
             recovery.gone(client, conn);
         }
@@ -284,6 +302,7 @@ impl Primary {
             client,
             next: attach.from,
             stable_sent: stable,
+            settled_sent: self.settled(),
             manifest_upto: if rule::on(Rule::ManifestRestart) { Lsn(0) } else { self.water.head() },
             // It may hold from an earlier stream what no frame of this one will mention.
             owes: self.water.head(),
@@ -297,11 +316,14 @@ impl Primary {
             stable,
             reigns,
             lowest: self.state.lowest(),
+            f: self.settings.covering(),
+            refuse_uncovered: self.settings.uncovered == super::Uncovered::Refuse,
             window: self.settings.window,
             window_bytes: self.settings.window_bytes,
             command_bytes_max: self.settings.command_bytes_max,
         };
         out.push(Output::ToClient(conn, NodeMessage::Welcome(welcome)));
+        self.join_cover(attach);
     }
 
     /// Admits whoever waited for the checkpoint to pass its `Open` or `Resume`.
@@ -324,7 +346,10 @@ impl Primary {
             return Err(Error::new(Code::WrongEpoch, why));
         }
         if live.closing {
-            return Err(Error::new(Code::Protocol, "a frame after the close"));
+            // What was on its way to it is confirmed still.
+            let idle = frame.writes.is_empty() && frame.queries.is_empty() && !frame.close;
+            let why = "work after the close";
+            return if idle { self.confirm(conn, frame.confirm) } else { Err(Error::new(Code::Protocol, why)) };
         }
         let client = live.client;
         if self.state.session(client).is_none_or(|session| session.standing != Standing::On)
@@ -353,7 +378,11 @@ impl Primary {
             if queued || self.is_executing(client) || self.in_flight.contains(&client) {
                 return Err(Error::new(Code::Protocol, "a close before everything was answered"));
             }
-            self.propose(client, Body::Close);
+            if let Some(sharing) = &mut self.sharing {
+                sharing.retire(client);
+            }
+            self.closers.insert(client);
+            self.close_drained();
             self.wait_for_backup(conn, out);
         }
         Ok(())
@@ -415,6 +444,7 @@ impl Primary {
 
     /// The client's cache holds what the frames up to `seq` gave it.
     fn confirm(&mut self, conn: Conn, seq: u64) -> Result<(), Error> {
+        let mut cover = self.sharing.as_mut().map(|sharing| &mut sharing.cover);
         let Some(live) = self.streams.get_mut(&conn).and_then(|stream| stream.live.as_mut()) else {
             return Ok(());
         };
@@ -426,8 +456,17 @@ impl Primary {
             let Some(sent) = live.sent.pop_front() else {
                 break;
             };
+            live.echoed = live.echoed.max(sent.round);
             for lsn in sent.tags {
                 self.unstable.confirm(lsn);
+                if let Some(cover) = &mut cover {
+                    cover.tagged(live.client, lsn);
+                }
+            }
+            for share in sent.shares {
+                if let Some(cover) = &mut cover {
+                    cover.confirmed(live.client, share);
+                }
             }
         }
         Ok(())
@@ -435,11 +474,10 @@ impl Primary {
 
     /// Asks for a frame on every stream whose client may wait for the checkpoint.
     pub(super) fn push_checkpoints(&mut self) {
-        let stable = self.water.stable();
+        let (stable, settled) = (self.water.stable(), self.settled());
         for (conn, stream) in &mut self.streams {
             if let Some(live) = &mut stream.live
-                && live.owes > live.stable_sent
-                && stable > live.stable_sent
+                && live.awaits(stable, settled)
             {
                 live.push = true;
                 self.dirty.insert(*conn);
@@ -449,17 +487,19 @@ impl Primary {
 
     /// The sessions whose end became stable hear of it.
     pub(super) fn tell_closed(&mut self, now: Time, out: &mut Vec<Output>) {
-        let stable = self.water.stable();
+        let (stable, settled) = (self.water.stable(), self.settled());
         let gone = self.departing.iter().filter(|(_, lsn)| **lsn <= stable).map(|(client, _)| *client);
         for client in gone.collect::<Vec<_>>() {
             self.departing.remove(&client);
             let epoch = self.epoch;
             if let Some((conn, live)) = self.live(client) {
-                let frame = NodeFrame { epoch, seq: live.seq + 1, stable, closed: true, ..NodeFrame::default() };
                 live.seq += 1;
+                let seq = live.seq;
+                let frame = NodeFrame { epoch, seq, stable, settled, closed: true, ..NodeFrame::default() };
                 out.push(Output::ToClient(conn, NodeMessage::Frame(frame)));
                 out.push(Output::Close(conn));
                 self.forget_stream(conn);
+                self.leave_cover(client);
             } else {
                 self.admit(now, client, out);
             }
@@ -472,14 +512,22 @@ impl Primary {
     /// neither stable nor confirmed and was not yet written to this stream, as tag or as header, the receiver's own
     /// among them. So headers go first, and responses in LSN order, where they do not fit one frame.
     pub(super) fn write_frames(&mut self, out: &mut Vec<Output>) {
-        let stable = self.water.stable();
+        let (stable, settled) = (self.water.stable(), self.settled());
         let manifests = self.state.lowest() != Level::Local && rule::on(Rule::Manifest);
+        let covering = self.settings.covering() > 0;
         for conn in std::mem::take(&mut self.dirty) {
+            let Some(live) = self.streams.get(&conn).and_then(|stream| stream.live.as_ref()) else {
+                continue;
+            };
+            // One for each reply that goes out: what is not a reply earns nothing.
+            let replies = live.responses.iter().filter(|(lsn, response)| *lsn > stable && response.outcome.is_some());
+            let (client, replies) = (live.client, replies.count());
+            let windows: Vec<Share> = (0..replies).flat_map(|_| self.window_shares(client)).collect();
             let Some(live) = self.streams.get_mut(&conn).and_then(|stream| stream.live.as_mut()) else {
                 continue;
             };
-            let news = live.push && stable > live.stable_sent;
-            if live.responses.is_empty() && live.results.is_empty() && !news {
+            let news = (live.push && live.awaits(stable, settled)) || std::mem::take(&mut live.tell);
+            if live.responses.is_empty() && live.results.is_empty() && live.shares.is_empty() && !news {
                 continue;
             }
             let mut responses = std::mem::take(&mut live.responses);
@@ -487,7 +535,7 @@ impl Primary {
             let replied = responses.iter().filter(|(_, response)| response.outcome.is_some()).map(|(lsn, _)| *lsn);
             let revealed = replied.chain(live.results.iter().map(|result| result.lsn)).max().unwrap_or(Lsn(0));
             let tags: Vec<Lsn> = responses.iter().map(|(lsn, _)| *lsn).filter(|lsn| *lsn > stable).collect();
-            let mut packer = Packer::new(self.epoch, stable, self.settings.frame_bytes);
+            let mut packer = Packer::new(self.epoch, stable, settled, live.short, self.settings.frame_bytes);
             if manifests {
                 for lsn in self.unstable.unconfirmed_in(live.manifest_upto.max(stable), revealed) {
                     let Some(record) = self.unstable.get(lsn) else {
@@ -502,17 +550,32 @@ impl Primary {
                 }
                 live.manifest_upto = live.manifest_upto.max(revealed);
             }
+            // Somebody waits for the confirm of what covers an entry, or of an echo.
+            let round = std::mem::take(&mut live.round);
+            let tagged = covering && tags.iter().any(|lsn| self.unstable.is_unconfirmed(*lsn));
+            let prompt = tagged || round > 0 || !live.shares.is_empty();
+            let shares = std::mem::take(&mut live.shares);
+            let kept = shares.iter().chain(&windows).map(|share| share.hold_until).max().unwrap_or_default();
+            shares.into_iter().for_each(|share| packer.share(share, true));
             responses.into_iter().for_each(|(lsn, response)| packer.response(lsn, response));
+            windows.into_iter().for_each(|share| packer.share(share, false));
             std::mem::take(&mut live.results).into_iter().for_each(|result| packer.result(result));
-            live.owes = live.owes.max(tags.last().copied().unwrap_or_default()).max(revealed);
+            live.owes = live.owes.max(tags.last().copied().unwrap_or_default()).max(revealed).max(kept);
             live.stable_sent = stable;
+            live.settled_sent = settled;
             live.push = false;
+            if let Some((frame, sent)) = packer.frames.last_mut() {
+                frame.prompt = prompt;
+                sent.round = round;
+            }
             for (mut frame, mut sent) in packer.frames {
                 live.seq += 1;
                 (frame.seq, sent.seq) = (live.seq, live.seq);
                 if !rule::on(Rule::ConfirmByOrigin) {
                     sent.tags.iter().for_each(|lsn| self.unstable.confirm(*lsn));
-                } else if !sent.tags.is_empty() {
+                    sent.tags.clear();
+                }
+                if !sent.tags.is_empty() || !sent.shares.is_empty() || sent.round > 0 {
                     live.sent.push_back(sent);
                 }
                 out.push(Output::ToClient(conn, NodeMessage::Frame(frame)));
@@ -521,26 +584,42 @@ impl Primary {
     }
 }
 
+impl Live {
+    /// Whether the client may be able to release something at this checkpoint that it was not told of.
+    fn awaits(&self, stable: Lsn, settled: Lsn) -> bool {
+        (self.owes > self.stable_sent && stable > self.stable_sent)
+            || (self.owes > self.settled_sent && settled > self.settled_sent)
+    }
+}
+
 /// Fills frames, each up to about `bytes_max`.
 struct Packer {
     frames: Vec<(NodeFrame, Sent)>,
     bytes: u64,
     bytes_max: u64,
-    epoch: Epoch,
-    stable: Lsn,
+    /// Every frame begins as this.
+    blank: NodeFrame,
 }
 
 impl Packer {
-    fn new(epoch: Epoch, stable: Lsn, bytes_max: u64) -> Self {
-        let mut packer = Self { frames: Vec::new(), bytes: 0, bytes_max, epoch, stable };
+    fn new(epoch: Epoch, stable: Lsn, settled: Lsn, short: bool, bytes_max: u64) -> Self {
+        let blank = NodeFrame { epoch, stable, settled, short, ..NodeFrame::default() };
+        let mut packer = Self { frames: Vec::new(), bytes: 0, bytes_max, blank };
         packer.begin();
         packer
     }
 
     fn begin(&mut self) {
-        let frame = NodeFrame { epoch: self.epoch, stable: self.stable, ..NodeFrame::default() };
-        self.frames.push((frame, Sent { seq: 0, tags: Vec::new() }));
+        let sent = Sent { seq: 0, tags: Vec::new(), shares: Vec::new(), round: 0 };
+        self.frames.push((self.blank.clone(), sent));
         self.bytes = 0;
+    }
+
+    /// A share, which its holder has to confirm where somebody counts on it.
+    fn share(&mut self, share: Share, counted: bool) {
+        let (frame, sent) = self.room(share.body.len());
+        sent.shares.extend(counted.then_some(share.id));
+        frame.shares.push(share);
     }
 
     /// The frame that takes so many bytes more.
@@ -559,7 +638,7 @@ impl Packer {
     }
 
     fn response(&mut self, lsn: Lsn, response: Response) {
-        let stable = self.stable;
+        let stable = self.blank.stable;
         let length = match &response.outcome {
             Some(Outcome::Reply(reply)) => reply.len(),
             _ => 0,

@@ -41,6 +41,7 @@ use crate::log::{
     Body, ClientId, ClusterId, Digest, Entry, Epoch, EpochStart, GapPolicy, GroupId, Header, Level, Lsn, NodeId,
     Origin, Record, Reign, Request, SessionInfo, SessionRole, Tag, Target, Time,
 };
+use crate::share::{Mode, Share};
 use crate::store::{ClientCache, LogStore, Marks, StateMachine};
 
 /// Checks a log: order, bounds, limits, marks, cuts, restarts.
@@ -76,13 +77,15 @@ where
     }
 }
 
-/// Checks a client's cache: what was written is loaded, in order, also after a restart.
+/// Checks a client's cache: what was written is loaded, in order, also after a restart, and shares with it until they
+/// are released.
 ///
 /// # Panics
 /// At the first violation.
 pub fn client_cache<C: ClientCache, O: FnMut() -> C>(mut new: impl FnMut() -> O) {
     a_new_cache_is_empty(new());
     written_operations_are_loaded(new());
+    shares_are_kept_until_they_are_released(new());
 }
 
 /// Checks a state machine on `commands`, in this order, and `queries`, of which some should have different answers
@@ -423,7 +426,15 @@ fn operations() -> Vec<CacheOp> {
             reply: None,
         };
         let (request, lsn) = (Request(n), Lsn(n * 2));
-        let tag = Tag { epoch: EPOCH, lsn, time: Time(n), hold_until: Some(lsn), stable: Lsn(n), protected: true };
+        let tag = Tag {
+            epoch: EPOCH,
+            lsn,
+            time: Time(n),
+            hold_until: Some(lsn),
+            stable: Lsn(n),
+            protected: true,
+            met: Level::Tagged,
+        };
         ops.push(CacheOp::Command { request, command });
         ops.push(CacheOp::Tag { request, tag });
         ops.push(CacheOp::Headers(vec![header(Body::Command, n * 2 + 1)]));
@@ -480,6 +491,70 @@ fn written_operations_are_loaded<C: ClientCache>(mut open: impl FnMut() -> C) {
     for _ in 0..2 {
         let found = replay(&done(check, "load", cache.load()));
         ensure!(check, found == expected, "load makes another state than what was written:\n{found:?}\n{expected:?}");
+    }
+}
+
+/// What each step of a life among others leaves: operations, then the shares and the commands that are kept after them.
+fn shared_life() -> Vec<(Vec<CacheOp>, Vec<u64>, Vec<u64>)> {
+    // As large as they come: a segment of a stripe, its list of entries, and a seal.
+    let length = |id: u64| if id.is_multiple_of(2) { (64 << 10) + 1000 + id } else { id - 1 };
+    let share = |epoch, id: u64, hold_until| {
+        let body = vec![u8::try_from(id).unwrap_or(0); usize::try_from(length(id)).unwrap_or(0)];
+        let mode = if id.is_multiple_of(3) { Mode::Window } else { Mode::Stripe };
+        let (holder, hold_until) = (ClientId(u128::MAX - 1), Lsn(hold_until));
+        CacheOp::Share(Share { epoch, id, mode, holder, hold_until, body: Bytes::from(body) })
+    };
+    // Answered, and held for who knows how long.
+    let command = |n: u64| {
+        let request = Request(n);
+        let payload = Bytes::from(vec![7; 300]);
+        let digest = Digest::crc32(&payload);
+        let (answered, level) = (Request(0), Level::Covered);
+        let command = Command { answered, level, withdrawn: false, digest, payload, tag: None, reply: None };
+        let (time, stable, met) = (Time(n), Lsn(1), Level::Covered);
+        let tag = Tag { epoch: EPOCH, lsn: Lsn(n * 10), time, hold_until: None, stable, protected: true, met };
+        let answered = CacheOp::Answered { request, reply: digest };
+        [CacheOp::Command { request, command }, CacheOp::Tag { request, tag }, answered]
+    };
+    let next = EPOCH.successor(NodeId(6), false);
+    let reign = Reign { epoch: next, start: Lsn(100), base: Lsn(90), gaps: Vec::new() };
+    let begun = vec![CacheOp::Incarnation(1), CacheOp::Welcomed, CacheOp::Reported(EPOCH), share(EPOCH, 1, 10)];
+    vec![
+        (begun, vec![1], vec![]),
+        ((2..6).map(|id| share(EPOCH, id, id * 10)).collect(), vec![1, 2, 3, 4, 5], vec![]),
+        ((1..5).flat_map(command).collect(), vec![1, 2, 3, 4, 5], vec![1, 2, 3, 4]),
+        // A checkpoint releases shares, and of commands only those whose tag says so.
+        (vec![CacheOp::Stable(EPOCH, Lsn(29))], vec![3, 4, 5], vec![1, 2, 3, 4]),
+        (vec![CacheOp::Settled(EPOCH, Lsn(20))], vec![3, 4, 5], vec![3, 4]),
+        // Once more, and to be kept for longer.
+        (vec![share(EPOCH, 3, 60)], vec![3, 4, 5], vec![3, 4]),
+        (vec![CacheOp::Stable(EPOCH, Lsn(50)), CacheOp::Settled(EPOCH, Lsn(39))], vec![3], vec![4]),
+        (vec![CacheOp::Verdict(next, vec![reign]), share(next, 6, 110)], vec![6], vec![]),
+        (vec![CacheOp::Settled(EPOCH, Lsn(200)), CacheOp::Stable(next, Lsn(109))], vec![6], vec![]),
+        (vec![CacheOp::Stable(next, Lsn(110))], vec![], vec![]),
+    ]
+}
+
+fn shares_are_kept_until_they_are_released<C: ClientCache>(mut open: impl FnMut() -> C) {
+    let check = "shares are kept until they are released";
+    let mut expected = CacheImage::default();
+    for (nth, (ops, shares, commands)) in shared_life().into_iter().enumerate() {
+        // Without a restart now and then, so that what is loaded is not always what the last process read.
+        let mut cache = open();
+        for op in &ops {
+            done(check, "write", cache.write(std::slice::from_ref(op)));
+            expected.apply(op);
+        }
+        if nth % 2 == 0 {
+            drop(cache);
+            cache = open();
+        }
+        let found = replay(&done(check, "load", cache.load()));
+        let kept: Vec<u64> = found.shares.keys().map(|(_, id)| *id).collect();
+        ensure!(check, kept == shares, "shares {shares:?} are to be kept after step {nth}; load gives {kept:?}");
+        let held: Vec<u64> = found.commands.keys().map(|request| request.0).collect();
+        ensure!(check, held == commands, "commands {commands:?} are to be held after step {nth}; load gives {held:?}");
+        ensure!(check, found == expected, "load makes another state than what was written in step {nth}");
     }
 }
 

@@ -4,7 +4,7 @@
 use tagalong::client::ClientSettings;
 use tagalong::log::{GapPolicy, Level};
 use tagalong::node::RecoveryPolicy;
-use tagalong::primary::PrimarySettings;
+use tagalong::primary::{PrimarySettings, Privacy, Uncovered};
 use tagalong::rule::Rule;
 
 use crate::dice::Dice;
@@ -127,6 +127,13 @@ impl Plan {
             domain: "east".to_owned(),
             endpoint: String::new(),
             lowest,
+            f: 0,
+            privacy: Privacy::Withheld,
+            uncovered: Uncovered::WhenStable,
+            stripe_members: 8,
+            stripe_wait_us: 500,
+            window_percent: 100,
+            custody_bytes_max: 64 << 20,
             require_backup: dice.percent(10),
             log_before_send: dice.percent(15),
             reply_after_log: dice.percent(15),
@@ -143,11 +150,13 @@ impl Plan {
             expire_after_us: if dice.percent(20) { dice.between(50_000, 500_000) } else { 0 },
             replication_window_bytes: if dice.percent(50) { dice.between(200, 3_000) } else { 1 << 20 },
             pull_credit_bytes: if dice.percent(50) { dice.between(1, 600) } else { 1 << 20 },
+            decode_bytes_max: 1 << 24,
             policy,
         };
         let client = ClientSettings {
             unsent_bytes_max: 64 << 20,
             cache_bytes_max: if dice.percent(30) { dice.between(8_192, 12_000) } else { 1 << 20 },
+            share_bytes_max: 4_000,
             confirm_delay_us: dice.between(100, 4_000),
             queries_max: 32,
             volatile: false,

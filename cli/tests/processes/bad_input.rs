@@ -266,6 +266,19 @@ fn a_full_backup_leaves_the_primary_to_its_clients() {
     assert_eq!((audit(&list, &[&a]) as u64, numbered(&list, "a.")), (count + 1, count));
 }
 
+/// One client alone is covered by nobody. It is served all the same, and told how.
+#[test]
+fn a_lonely_covered_write_waits_until_it_is_stable() {
+    let dir = TempDir::new().unwrap();
+    let primary = Node::start("east", dir.path(), &["--f", "1", "--share-open", "--level", "covered"]);
+    assert!(primary.log().contains("in the clear"), "{}", primary.log());
+    let cache = dir.path().join("cache");
+    let session = ["--endpoint", primary.endpoint(), "--cache", cache.to_str().unwrap()];
+    let told = done(&[&["kv", "put", "key", "value", "--level", "covered"], &session[..]].concat());
+    assert!(told.starts_with("done, entry ") && told.ends_with(", stable\n"), "{told}");
+    assert_eq!(primary.status().unwrap()["sessions"][0]["role"], "writer");
+}
+
 #[test]
 fn calls_that_make_no_sense_are_refused_with_status_2() {
     for args in [
@@ -280,6 +293,18 @@ fn calls_that_make_no_sense_are_refused_with_status_2() {
         let output = tagalong(args);
         assert_eq!(output.status.code(), Some(2), "{args:?}");
         assert!(output.stdout.is_empty() && !output.stderr.is_empty(), "{args:?}");
+    }
+    // What is given to other clients is said in so many words, or nothing is.
+    let elsewhere = TempDir::new().unwrap();
+    let serve = ["serve", "--domain", "east", "--dir", elsewhere.path().to_str().unwrap()];
+    for (flags, why) in [
+        (&["--f", "1"][..], "all clients may see everything"),
+        (&["--level", "covered"], "at least one client"),
+        (&["--share-open", "--f", "17"], "at most 16"),
+    ] {
+        let output = tagalong(&[&serve[..], flags].concat());
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(2) && said.contains(why), "{flags:?}: {said}");
     }
     let said = refused(&["promote", "127.0.0.1:1"]);
     assert!(said.contains("Unavailable") && said.contains("ask the other nodes"), "{said}");

@@ -10,6 +10,7 @@ use super::endpoint::Visitor;
 use super::{Inner, News, Shared, WriteOutcome};
 use crate::client::{CacheOp, ClientEvent, ClientInput, ClientOutput};
 use crate::error::{Code, Error};
+use crate::log::Level;
 use crate::message::{ClientMessage, Outcome};
 use crate::net::Clock;
 use crate::node::Conn;
@@ -198,7 +199,11 @@ impl Driver {
                 ClientOutput::Close(conn) => drop(self.streams.remove(&conn)),
                 ClientOutput::Store(ops) => self.stores.push(ops),
                 ClientOutput::Done { request, outcome, tag } => inner.tell(match outcome {
-                    Outcome::Reply(reply) => WriteOutcome::Acknowledged { request, tag, reply },
+                    Outcome::Reply(reply) => {
+                        // Without a tag nothing more is known than that it was applied.
+                        let met = tag.map_or(Level::Local, |tag| tag.met);
+                        WriteOutcome::Acknowledged { request, tag, met, reply }
+                    }
                     Outcome::Superseded => WriteOutcome::Superseded { request },
                 }),
                 ClientOutput::Result { id, result } => {

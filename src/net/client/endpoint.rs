@@ -113,7 +113,10 @@ fn weigh(message: &ClientMessage) -> usize {
             let writes: usize = frame.writes.iter().map(|write| write.payload.len() + 48).sum();
             writes + frame.queries.iter().map(|query| query.payload.len() + 16).sum::<usize>() + 32
         }
-        ClientMessage::Payloads(payloads) => payloads.items.iter().map(|(_, payload)| payload.len() + 16).sum(),
+        ClientMessage::Payloads(payloads) => {
+            let items = payloads.items.iter().map(|(_, payload)| payload.len() + 16);
+            items.chain(payloads.shares.iter().map(|share| share.body.len() + 64)).sum()
+        }
         ClientMessage::Report(report) => report.items.len() * 96 + 64,
         _ => 128,
     }

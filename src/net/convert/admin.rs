@@ -65,11 +65,13 @@ impl From<SessionStatus> for pb::SessionStatus {
         Self {
             client: id_bytes(status.client.0),
             domain: status.domain,
+            role: pb::SessionRole::from(status.role).into(),
             state: status.state,
             connected: status.connected,
             last: status.last.0,
             held_entries: status.held_entries,
             held_bytes: status.held_bytes,
+            share_bytes: status.share_bytes,
         }
     }
 }
@@ -80,11 +82,13 @@ impl TryFrom<pb::SessionStatus> for SessionStatus {
         Ok(Self {
             client: ClientId(id("SessionStatus.client", &status.client)?),
             domain: status.domain,
+            role: words::session_role("SessionStatus.role", status.role, Code::WrongVersion)?,
             state: status.state,
             connected: status.connected,
             last: Lsn(status.last),
             held_entries: status.held_entries,
             held_bytes: status.held_bytes,
+            share_bytes: status.share_bytes,
         })
     }
 }
@@ -105,6 +109,9 @@ impl From<RecoveryStatus> for pb::RecoveryStatus {
             awaited: client_ids(status.awaited),
             pulled_bytes: status.pulled_bytes,
             wanted_bytes: status.wanted_bytes,
+            pulled_shares: status.pulled_shares,
+            shares: status.shares,
+            decoded: status.decoded,
             missing: ranges_pb(status.missing),
             lost_by_stop: status.lost_by_stop,
             conflict: status.conflict.map(pb::Error::from),
@@ -126,6 +133,9 @@ impl TryFrom<pb::RecoveryStatus> for RecoveryStatus {
             awaited: clients("RecoveryStatus.awaited", &status.awaited)?,
             pulled_bytes: status.pulled_bytes,
             wanted_bytes: status.wanted_bytes,
+            pulled_shares: status.pulled_shares,
+            shares: status.shares,
+            decoded: status.decoded,
             missing: ranges("RecoveryStatus.missing", status.missing)?,
             lost_by_stop: status.lost_by_stop,
             conflict: status.conflict.map(Error::from),
@@ -141,6 +151,11 @@ impl From<NodeStatus> for pb::NodeStatus {
             head: node.head.0,
             logged: node.logged.0,
             stable: node.stable.0,
+            covered: node.covered.0,
+            f: node.f.into(),
+            short: node.short,
+            shares: node.shares,
+            share_bytes: node.share_bytes,
             target: Some(node.target.into()),
             delta_entries: node.delta_entries,
             delta_bytes: node.delta_bytes,
@@ -163,6 +178,11 @@ impl TryFrom<pb::NodeStatus> for NodeStatus {
             head: Lsn(node.head),
             logged: Lsn(node.logged),
             stable: Lsn(node.stable),
+            covered: Lsn(node.covered),
+            f: words::domains("NodeStatus.f", node.f)?,
+            short: node.short,
+            shares: node.shares,
+            share_bytes: node.share_bytes,
             target: words::target("NodeStatus.target", node.target, Code::WrongVersion)?,
             delta_entries: node.delta_entries,
             delta_bytes: node.delta_bytes,

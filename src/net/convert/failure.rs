@@ -43,6 +43,7 @@ codes! {
     TooManySessions => ResourceExhausted,
     TooLarge => OutOfRange,
     Busy => ResourceExhausted,
+    Uncovered => ResourceExhausted,
     Deadline => DeadlineExceeded,
     Protocol => Internal,
     Corrupt => DataLoss,

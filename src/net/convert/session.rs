@@ -8,6 +8,7 @@ use crate::message::{
     Attach, ClientFrame, ClientMessage, Hello, NodeFrame, NodeMessage, Outcome, Payloads, Query, QueryResult, Report,
     ReportItem, Response, Role, Status, Welcome, Write,
 };
+use crate::share::Share;
 
 // ---- from a client ----
 
@@ -73,6 +74,7 @@ impl From<Attach> for pb::Attach {
             oldest: Some(attach.oldest.into()),
             observed_epoch: Some(attach.observed_epoch.into()),
             observed: attach.observed.0,
+            share_bytes: attach.share_bytes,
         }
     }
 }
@@ -91,6 +93,7 @@ impl TryFrom<pb::Attach> for Attach {
             oldest: known(attach.oldest),
             observed_epoch: known(attach.observed_epoch),
             observed: Lsn(attach.observed),
+            share_bytes: attach.share_bytes,
         })
     }
 }
@@ -173,6 +176,9 @@ impl From<ReportItem> for pb::ReportItem {
                 Item::InDoubt(pb::InDoubt { request: request.0, length, digest: digest_pb(digest) })
             }
             ReportItem::Header(header) => Item::Header(header.into()),
+            ReportItem::Share { epoch, id, hold_until, length } => {
+                Item::Share(pb::KeptShare { epoch: Some(epoch.into()), id, hold_until: hold_until.0, length })
+            }
         };
         Self { item: Some(item) }
     }
@@ -193,6 +199,12 @@ impl TryFrom<pb::ReportItem> for ReportItem {
                 digest: digest("InDoubt.digest", doubt.digest)?,
             },
             Item::Header(header) => Self::Header(header.try_into()?),
+            Item::Share(share) => Self::Share {
+                epoch: epoch("KeptShare.epoch", share.epoch)?,
+                id: share.id,
+                hold_until: Lsn(share.hold_until),
+                length: share.length,
+            },
         })
     }
 }
@@ -225,17 +237,23 @@ impl TryFrom<pb::Report> for Report {
 }
 
 impl From<Payloads> for pb::Payloads {
-    fn from(Payloads { epoch, items }: Payloads) -> Self {
+    fn from(Payloads { epoch, items, shares }: Payloads) -> Self {
         let items = items.into_iter().map(|(request, payload)| pb::Payload { request: request.0, payload });
-        Self { epoch: Some(epoch.into()), items: items.collect() }
+        let shares = shares.into_iter().map(|share| words::share_pb(share, epoch));
+        Self { epoch: Some(epoch.into()), items: items.collect(), shares: shares.collect() }
     }
 }
 
 impl TryFrom<pb::Payloads> for Payloads {
     type Error = Error;
     fn try_from(payloads: pb::Payloads) -> Result<Self> {
+        let epoch = epoch("Payloads.epoch", payloads.epoch)?;
         let items = payloads.items.iter().map(|item| (Request(item.request), kept(&item.payload)));
-        Ok(Self { epoch: epoch("Payloads.epoch", payloads.epoch)?, items: items.collect() })
+        let shares = payloads.shares.into_iter().map(|share| {
+            let share = words::share(share, epoch)?;
+            Ok(Share { body: kept(&share.body), ..share })
+        });
+        Ok(Self { epoch, items: items.collect(), shares: shares.collect::<Result<_>>()? })
     }
 }
 
@@ -250,9 +268,10 @@ impl From<NodeMessage> for pb::NodeMessage {
             NodeMessage::RollCall { epoch, of, base } => {
                 Message::RollCall(pb::RollCall { epoch: Some(epoch.into()), of: Some(of.into()), base: base.0 })
             }
-            NodeMessage::Pull { epoch, requests } => Message::Pull(pb::Pull {
+            NodeMessage::Pull { epoch, requests, shares } => Message::Pull(pb::Pull {
                 epoch: Some(epoch.into()),
                 requests: requests.into_iter().map(|request| request.0).collect(),
+                shares,
             }),
             NodeMessage::Welcome(welcome) => Message::Welcome(welcome.into()),
             NodeMessage::Frame(frame) => Message::Frame(frame.into()),
@@ -272,9 +291,11 @@ impl TryFrom<pb::NodeMessage> for NodeMessage {
             Message::RollCall(pb::RollCall { epoch: into, of, base }) => {
                 Self::RollCall { epoch: epoch("RollCall.epoch", into)?, of: epoch("RollCall.of", of)?, base: Lsn(base) }
             }
-            Message::Pull(pb::Pull { epoch: into, requests }) => {
-                Self::Pull { epoch: epoch("Pull.epoch", into)?, requests: requests.into_iter().map(Request).collect() }
-            }
+            Message::Pull(pb::Pull { epoch: into, requests, shares }) => Self::Pull {
+                epoch: epoch("Pull.epoch", into)?,
+                requests: requests.into_iter().map(Request).collect(),
+                shares,
+            },
             Message::Welcome(welcome) => Self::Welcome(welcome.try_into()?),
             Message::Frame(frame) => Self::Frame(frame.try_into()?),
             Message::Refused(error) => Self::Refused(error.into()),
@@ -346,6 +367,8 @@ impl From<Welcome> for pb::Welcome {
             stable: welcome.stable.0,
             reigns: welcome.reigns.into_iter().map(pb::Reign::from).collect(),
             lowest: pb::Level::from(welcome.lowest).into(),
+            f: welcome.f.into(),
+            refuse_uncovered: welcome.refuse_uncovered,
             window: welcome.window,
             window_bytes: welcome.window_bytes,
             command_bytes_max: welcome.command_bytes_max,
@@ -362,6 +385,8 @@ impl TryFrom<pb::Welcome> for Welcome {
             stable: Lsn(welcome.stable),
             reigns: welcome.reigns.into_iter().map(Reign::try_from).collect::<Result<_>>()?,
             lowest: required("Welcome.lowest", lowest)?,
+            f: words::domains("Welcome.f", welcome.f)?,
+            refuse_uncovered: welcome.refuse_uncovered,
             window: welcome.window,
             window_bytes: welcome.window_bytes,
             command_bytes_max: welcome.command_bytes_max,
@@ -387,7 +412,8 @@ fn response(response: pb::Response, frame: Epoch, stable: Lsn) -> Result<Respons
         pb::response::Outcome::Reply(reply) => Outcome::Reply(handed_out(reply)),
         pb::response::Outcome::Superseded(pb::Unit {}) => Outcome::Superseded,
     });
-    Ok(Response { request: Request(request), tag: tag.map(|tag| words::tag(tag, frame, stable)), outcome })
+    let tag = tag.map(|tag| words::tag(tag, frame, stable)).transpose()?;
+    Ok(Response { request: Request(request), tag, outcome })
 }
 
 impl From<QueryResult> for pb::QueryResult {
@@ -412,15 +438,21 @@ impl TryFrom<pb::QueryResult> for QueryResult {
 }
 
 impl From<NodeFrame> for pb::NodeFrame {
-    fn from(NodeFrame { epoch, seq, stable, manifest, responses, results, closed }: NodeFrame) -> Self {
+    fn from(frame: NodeFrame) -> Self {
+        let NodeFrame { epoch, seq, stable, settled, .. } = frame;
         Self {
             epoch: Some(epoch.into()),
             seq,
             stable: stable.0,
-            manifest: manifest.into_iter().map(pb::Header::from).collect(),
-            responses: responses.into_iter().map(|response| response_pb(response, epoch)).collect(),
-            results: results.into_iter().map(pb::QueryResult::from).collect(),
-            closed,
+            // Where nothing is covered the two are always the same.
+            settled: (settled != stable).then_some(settled.0),
+            manifest: frame.manifest.into_iter().map(pb::Header::from).collect(),
+            shares: frame.shares.into_iter().map(|share| words::share_pb(share, epoch)).collect(),
+            prompt: frame.prompt,
+            short: frame.short,
+            responses: frame.responses.into_iter().map(|response| response_pb(response, epoch)).collect(),
+            results: frame.results.into_iter().map(pb::QueryResult::from).collect(),
+            closed: frame.closed,
         }
     }
 }
@@ -430,11 +462,17 @@ impl TryFrom<pb::NodeFrame> for NodeFrame {
     fn try_from(frame: pb::NodeFrame) -> Result<Self> {
         let (epoch, stable) = (epoch("NodeFrame.epoch", frame.epoch)?, Lsn(frame.stable));
         let responses = frame.responses.into_iter().map(|of| response(of, epoch, stable));
+        // Shares are not copied here: the cache's image copies what it keeps.
+        let shares = frame.shares.into_iter().map(|share| words::share(share, epoch));
         Ok(Self {
             epoch,
             seq: frame.seq,
             stable,
+            settled: frame.settled.map_or(stable, Lsn),
             manifest: frame.manifest.into_iter().map(Header::try_from).collect::<Result<_>>()?,
+            shares: shares.collect::<Result<_>>()?,
+            prompt: frame.prompt,
+            short: frame.short,
             responses: responses.collect::<Result<_>>()?,
             results: frame.results.into_iter().map(QueryResult::try_from).collect::<Result<_>>()?,
             closed: frame.closed,

@@ -15,8 +15,11 @@ use proptest::sample::Index;
 use prost::Message;
 
 use super::*;
-use crate::log::{ClientId, Digest, Epoch, GapPolicy, Lsn, NodeId, Request};
-use crate::message::{ClientFrame, NodeFrame, NodeStatus, Outcome, Payloads, Query, QueryResult, Response, Write};
+use crate::client::{CacheImage, CacheOp};
+use crate::log::{ClientId, Digest, Epoch, GapPolicy, Level, Lsn, NodeId, Request, Tag};
+use crate::message::{
+    ClientFrame, NodeFrame, NodeStatus, Outcome, Payloads, Query, QueryResult, ReportItem, Response, Write,
+};
 use crate::node::Admin;
 
 /// As it is after the wire: encoded, decoded, read.
@@ -179,7 +182,8 @@ fn what_a_node_keeps_does_not_pin_the_receive_buffer() {
     };
     let query = Query { id: 1, level: crate::log::Level::Tagged, payload: payload.clone() };
     let frame = ClientFrame { writes: vec![write], queries: vec![query], ..ClientFrame::default() };
-    let pulled = Payloads { epoch: Epoch::ZERO, items: vec![(Request(1), payload.clone())] };
+    let shares = vec![strategies::plain_share(Epoch::ZERO, payload.clone())];
+    let pulled = Payloads { epoch: Epoch::ZERO, items: vec![(Request(1), payload.clone())], shares };
     let sent = vec![ClientMessage::Frame(frame), ClientMessage::Payloads(pulled)];
 
     let (came, buffer): (Vec<ClientMessage>, _) = received(pb::ClientMessages::from(sent));
@@ -187,6 +191,8 @@ fn what_a_node_keeps_does_not_pin_the_receive_buffer() {
     assert_eq!(frame.writes[0].payload, payload);
     assert!(!pins(&frame.writes[0].payload, &buffer));
     assert!(!pins(&pulled.items[0].1, &buffer));
+    assert_eq!(pulled.shares[0].body, payload);
+    assert!(!pins(&pulled.shares[0].body, &buffer));
     assert!(pins(&frame.queries[0].payload, &buffer), "a query only passes: not copied");
 }
 
@@ -233,9 +239,51 @@ fn a_tag_says_only_what_its_frame_does_not() {
     let tag = strategies::plain_tag(epoch, Lsn(5));
     let of_frame = words::tag_pb(tag, epoch);
     assert_eq!(of_frame.epoch, None);
-    assert_eq!(words::tag(of_frame, epoch, Lsn(5)), tag);
+    assert_eq!(of_frame.met, 0, "nearly all of them are tagged");
+    assert_eq!(words::tag(of_frame, epoch, Lsn(5)), Ok(tag));
     let of_another = words::tag_pb(tag, Epoch::ZERO);
-    assert_eq!(words::tag(of_another, Epoch::ZERO, Lsn(5)), tag);
+    assert_eq!(words::tag(of_another, Epoch::ZERO, Lsn(5)), Ok(tag));
+    for met in [Level::Local, Level::Covered, Level::Stable] {
+        let tag = Tag { met, ..tag };
+        assert_eq!(words::tag(words::tag_pb(tag, epoch), epoch, Lsn(5)), Ok(tag));
+    }
+}
+
+#[test]
+fn a_share_says_only_what_its_message_does_not() {
+    let epoch = Epoch { generation: 0, number: 7, node: NodeId(1) };
+    let share = strategies::plain_share(epoch, Bytes::from_static(b"body"));
+    let of_frame = words::share_pb(share.clone(), epoch);
+    assert_eq!(of_frame.epoch, None);
+    assert_eq!(words::share(of_frame, epoch), Ok(share.clone()));
+    let of_another = words::share_pb(share.clone(), Epoch::ZERO);
+    assert_eq!(words::share(of_another, Epoch::ZERO), Ok(share));
+}
+
+#[test]
+fn what_is_settled_is_what_is_stable_unless_it_is_said() {
+    let said = |stable, settled| {
+        let frame = NodeFrame { stable: Lsn(stable), settled: Lsn(settled), ..NodeFrame::default() };
+        let sent = pb::NodeFrame::from(frame.clone());
+        let said = sent.settled;
+        assert_eq!(NodeFrame::try_from(sent), Ok(frame));
+        said
+    };
+    assert_eq!([said(0, 0), said(5, 5), said(5, 3), said(5, 0)], [None, None, Some(3), Some(0)]);
+}
+
+#[test]
+fn the_image_of_a_cache_copies_the_shares_of_a_frame() {
+    let body = Bytes::from(vec![7; 3 * LARGE]);
+    let shares = vec![strategies::plain_share(Epoch::ZERO, body.clone())];
+    let frame = NodeFrame { shares, ..NodeFrame::default() };
+    let (came, buffer): (Vec<NodeMessage>, _) = received(pb::NodeMessages::from(vec![NodeMessage::Frame(frame)]));
+    let [NodeMessage::Frame(frame)] = came.as_slice() else { panic!("{came:?}") };
+    let mut image = CacheImage::default();
+    image.apply(&CacheOp::Share(frame.shares[0].clone()));
+    let kept = image.shares.values().next().unwrap();
+    assert_eq!(kept.body, body);
+    assert!(!pins(&kept.body, &buffer));
 }
 
 fn hex(message: &impl Message) -> String {
@@ -271,10 +319,32 @@ fn the_encoding_is_the_one_of_version_1() {
     let outcome = Some(Outcome::Reply(Bytes::from_static(b"reply")));
     let response = Response { request: Request(6), tag: Some(strategies::plain_tag(epoch, Lsn(4))), outcome };
     let frame =
-        NodeFrame { epoch, seq: 8, stable: Lsn(4), responses: vec![response], closed: true, ..Default::default() };
-    let sent = pb::NodeMessages::from(vec![NodeMessage::Frame(frame)]);
+        NodeFrame { epoch, seq: 8, stable: Lsn(4), settled: Lsn(4), responses: vec![response], ..Default::default() };
+    let sent = pb::NodeMessages::from(vec![NodeMessage::Frame(NodeFrame { closed: true, ..frame })]);
     assert_eq!(
         hex(&sent),
         "0a2c322a0a0d08011002190300000000000000100818042a130806120810091807200928011a057265706c793801"
     );
+}
+
+#[test]
+fn the_encoding_of_coverage_is_the_one_of_version_1() {
+    let epoch = Epoch { generation: 1, number: 2, node: NodeId(3) };
+    let in_epoch = "0a0d08011002190300000000000000";
+    let share = strategies::plain_share(epoch, Bytes::from_static(b"body"));
+    let of_share = "1008180222100000000000000000000000000000000528093204626f6479";
+
+    let tag = Tag { hold_until: None, met: Level::Covered, ..strategies::plain_tag(epoch, Lsn(4)) };
+    let response = Response { request: Request(6), tag: Some(tag), outcome: None };
+    let frame = NodeFrame { epoch, seq: 8, stable: Lsn(4), settled: Lsn(3), prompt: true, ..Default::default() };
+    let frame = NodeFrame { shares: vec![share.clone()], short: true, responses: vec![response], ..frame };
+    let of_frame = format!("{in_epoch}100818042a0c080612081009180728013003");
+    assert_eq!(hex(&pb::NodeFrame::from(frame)), format!("{of_frame}40034a1e{of_share}50015801"));
+
+    let sent = pb::Payloads::from(Payloads { epoch, items: vec![], shares: vec![share.clone()] });
+    assert_eq!(hex(&sent), format!("{in_epoch}1a1e{of_share}"));
+    let sent = pb::Payloads::from(Payloads { epoch: Epoch::ZERO, items: vec![], shares: vec![share] });
+    assert_eq!(hex(&sent), format!("0a001a2d{in_epoch}{of_share}"));
+    let kept = ReportItem::Share { epoch, id: 8, hold_until: Lsn(9), length: 4 };
+    assert_eq!(hex(&pb::ReportItem::from(kept)), format!("2215{in_epoch}100818092004"));
 }

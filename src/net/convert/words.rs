@@ -1,4 +1,4 @@
-//! What every stream is made of: identities, epochs, digests, headers, records, tags.
+//! What every stream is made of: identities, epochs, digests, headers, records, tags, shares.
 
 use std::ops::Range;
 
@@ -10,6 +10,7 @@ use crate::log::{
     Body, ClientId, Digest, Entry, Epoch, EpochStart, GapPolicy, Header, Level, Lsn, NodeId, Origin, Record, Reign,
     Request, SessionInfo, SessionRole, Tag, Target, Time,
 };
+use crate::share::{Mode, Share};
 
 /// An identity of 128 bits.
 pub(super) fn id_bytes(id: u128) -> Bytes {
@@ -77,6 +78,7 @@ impl From<Level> for pb::Level {
         match level {
             Level::Local => Self::Local,
             Level::Tagged => Self::Tagged,
+            Level::Covered => Self::Covered,
             Level::Stable => Self::Stable,
         }
     }
@@ -88,6 +90,7 @@ pub(super) fn level(field: &str, number: i32, unknown: Code) -> Result<Option<Le
         pb::Level::Unspecified => None,
         pb::Level::Local => Some(Level::Local),
         pb::Level::Tagged => Some(Level::Tagged),
+        pb::Level::Covered => Some(Level::Covered),
         pb::Level::Stable => Some(Level::Stable),
     })
 }
@@ -97,6 +100,7 @@ impl From<SessionRole> for pb::SessionRole {
         match role {
             SessionRole::Writer => Self::Writer,
             SessionRole::Reader => Self::Reader,
+            SessionRole::Holder => Self::Holder,
         }
     }
 }
@@ -106,8 +110,14 @@ pub(super) fn session_role(field: &str, number: i32, unknown: Code) -> Result<Se
         pb::SessionRole::Unspecified => None,
         pb::SessionRole::Writer => Some(SessionRole::Writer),
         pb::SessionRole::Reader => Some(SessionRole::Reader),
+        pb::SessionRole::Holder => Some(SessionRole::Holder),
     };
     required(field, role)
+}
+
+/// A number of failure domains.
+pub(super) fn domains(field: &str, f: u32) -> Result<u8> {
+    u8::try_from(f).map_err(|_| Error::new(Code::Protocol, format!("{field} is absurd: {f}")))
 }
 
 pub(super) fn policy_pb(policy: Option<GapPolicy>) -> pb::GapPolicy {
@@ -195,13 +205,11 @@ impl TryFrom<pb::EpochStart> for EpochStart {
     type Error = Error;
     fn try_from(start: pb::EpochStart) -> Result<Self> {
         let lowest = level("EpochStart.lowest", start.lowest, Code::UnknownKind)?;
-        let f = u8::try_from(start.f)
-            .map_err(|_| Error::new(Code::Protocol, format!("EpochStart.f is absurd: {}", start.f)))?;
         Ok(Self {
             previous: known(start.previous),
             base: Lsn(start.base),
             observed: Lsn(start.observed),
-            f,
+            f: domains("EpochStart.f", start.f)?,
             lowest: required("EpochStart.lowest", lowest)?,
             log_before_send: start.log_before_send,
             target: target("EpochStart.target", start.target, Code::UnknownKind)?,
@@ -315,26 +323,64 @@ impl TryFrom<pb::Record> for Record {
     }
 }
 
-/// A tag leaves out what its frame says as well: the checkpoint, and the epoch where it is the frame's.
+/// A tag leaves out what its frame says as well: the checkpoint, and the epoch where it is the frame's. And the level
+/// that most of them have.
 pub(super) fn tag_pb(tag: Tag, frame: Epoch) -> pb::Tag {
-    let Tag { epoch, lsn, time, hold_until, stable: _, protected } = tag;
+    let Tag { epoch, lsn, time, hold_until, stable: _, protected, met } = tag;
+    let met = if met == Level::Tagged { pb::Level::Unspecified } else { met.into() };
     pb::Tag {
         epoch: (epoch != frame).then(|| epoch.into()),
         lsn: lsn.0,
         time_us: time.0,
         hold_until: hold_until.map(|lsn| lsn.0),
         protected,
+        met: met.into(),
     }
 }
 
-pub(super) fn tag(tag: pb::Tag, frame: Epoch, stable: Lsn) -> Tag {
-    let pb::Tag { epoch, lsn, time_us, hold_until, protected } = tag;
-    Tag {
+pub(super) fn tag(tag: pb::Tag, frame: Epoch, stable: Lsn) -> Result<Tag> {
+    let pb::Tag { epoch, lsn, time_us, hold_until, protected, met } = tag;
+    Ok(Tag {
         epoch: epoch.map_or(frame, Epoch::from),
         lsn: Lsn(lsn),
         time: Time(time_us),
         hold_until: hold_until.map(Lsn),
         stable,
         protected,
+        met: level("Tag.met", met, Code::WrongVersion)?.unwrap_or(Level::Tagged),
+    })
+}
+
+/// A share leaves out the epoch where it is the message's.
+pub(super) fn share_pb(share: Share, message: Epoch) -> pb::Share {
+    let Share { epoch, id, mode, holder, hold_until, body } = share;
+    let mode = match mode {
+        Mode::Stripe => pb::ShareMode::Stripe,
+        Mode::Window => pb::ShareMode::Window,
+    };
+    pb::Share {
+        epoch: (epoch != message).then(|| epoch.into()),
+        id,
+        mode: mode.into(),
+        holder: id_bytes(holder.0),
+        hold_until: hold_until.0,
+        body,
     }
+}
+
+/// The body is still a slice of the receive buffer: whoever keeps it copies it.
+pub(super) fn share(share: pb::Share, message: Epoch) -> Result<Share> {
+    let mode = match choice("Share.mode", share.mode, Code::WrongVersion)? {
+        pb::ShareMode::Unspecified => None,
+        pb::ShareMode::Stripe => Some(Mode::Stripe),
+        pb::ShareMode::Window => Some(Mode::Window),
+    };
+    Ok(Share {
+        epoch: share.epoch.map_or(message, Epoch::from),
+        id: share.id,
+        mode: required("Share.mode", mode)?,
+        holder: ClientId(id("Share.holder", &share.holder)?),
+        hold_until: Lsn(share.hold_until),
+        body: share.body,
+    })
 }

@@ -152,7 +152,8 @@ impl ClientCache for FileCache {
         ops.iter().for_each(|op| self.image.apply(op));
         self.empty = false;
         // What it would be afterwards is known roughly, and what it was after the last time exactly.
-        if self.tape.end() > self.compact_at.max(COMPACT_FACTOR * (self.image.bytes + HEADER_COST)) {
+        let kept = self.image.bytes + self.image.share_bytes + HEADER_COST;
+        if self.tape.end() > self.compact_at.max(COMPACT_FACTOR * kept) {
             let compacted = self.compact();
             self.poison.note(compacted)?;
         }

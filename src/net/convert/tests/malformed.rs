@@ -42,6 +42,14 @@ fn from_primary(message: pb::primary_message::Message) -> pb::PrimaryMessages {
     pb::PrimaryMessages { messages: vec![pb::PrimaryMessage { message: Some(message) }] }
 }
 
+/// A share in each of the messages that carry some: the same is wrong with both of them.
+fn refused_share(share: pb::Share, code: Code, field: &str) {
+    let frame = pb::NodeFrame { epoch: EPOCH, shares: vec![share.clone()], ..Default::default() };
+    refused::<_, Vec<NodeMessage>>(from_node(pb::node_message::Message::Frame(frame)), code, field);
+    let payloads = pb::Payloads { epoch: EPOCH, shares: vec![share], ..Default::default() };
+    refused::<_, Vec<ClientMessage>>(from_client(pb::client_message::Message::Payloads(payloads)), code, field);
+}
+
 fn header() -> pb::Header {
     strategies::plain_record(Bytes::new()).entry.header.into()
 }
@@ -80,10 +88,10 @@ fn an_entry_of_a_later_version() {
     let with = |body| pb::Header { body: Some(body), ..header() };
     let target = pb::header::Body::Config(pb::Target { target: None });
     refused::<_, Header>(with(target), Code::UnknownKind, "Header.config");
-    let open = pb::header::Body::Open(pb::Open { role: 3, ..Default::default() });
+    let open = pb::header::Body::Open(pb::Open { role: 4, ..Default::default() });
     refused::<_, Header>(with(open), Code::UnknownKind, "Open.role");
     let started = |start| with(pb::header::Body::EpochStart(Box::new(start)));
-    let level = pb::EpochStart { lowest: 3, ..start() };
+    let level = pb::EpochStart { lowest: 5, ..start() };
     refused::<_, Header>(started(level), Code::UnknownKind, "EpochStart.lowest");
     let policy = pb::EpochStart { policy: -1, ..start() };
     refused::<_, Header>(started(policy), Code::UnknownKind, "EpochStart.policy");
@@ -94,16 +102,22 @@ fn an_entry_of_a_later_version() {
 #[test]
 fn a_message_of_a_later_version() {
     use pb::client_message::Message;
-    let write = pb::Write { level: 3, ..Default::default() };
+    let write = pb::Write { level: 5, ..Default::default() };
     let frame = pb::ClientFrame { epoch: EPOCH, writes: vec![write], ..Default::default() };
     refused::<_, Vec<ClientMessage>>(from_client(Message::Frame(frame)), Code::WrongVersion, "Write.level");
     let query = pb::Query { level: i32::MAX, ..Default::default() };
     let frame = pb::ClientFrame { epoch: EPOCH, queries: vec![query], ..Default::default() };
     refused::<_, Vec<ClientMessage>>(from_client(Message::Frame(frame)), Code::WrongVersion, "Query.level");
-    let attach = pb::Attach { epoch: EPOCH, client: id(), role: 3, ..Default::default() };
+    let attach = pb::Attach { epoch: EPOCH, client: id(), role: 4, ..Default::default() };
     refused::<_, Attach>(attach, Code::WrongVersion, "Attach.role");
-    let welcome = pb::Welcome { epoch: EPOCH, lowest: 3, ..Default::default() };
+    let welcome = pb::Welcome { epoch: EPOCH, lowest: 5, ..Default::default() };
     refused::<_, Welcome>(welcome, Code::WrongVersion, "Welcome.lowest");
+    let response = pb::Response { tag: Some(pb::Tag { met: 5, ..Default::default() }), ..Default::default() };
+    let frame = pb::NodeFrame { epoch: EPOCH, responses: vec![response], ..Default::default() };
+    refused::<_, Vec<NodeMessage>>(from_node(pb::node_message::Message::Frame(frame)), Code::WrongVersion, "Tag.met");
+    refused_share(pb::Share { mode: 3, holder: id(), ..Default::default() }, Code::WrongVersion, "Share.mode");
+    let session = pb::SessionStatus { client: id(), role: 4, ..Default::default() };
+    refused::<_, crate::message::SessionStatus>(session, Code::WrongVersion, "SessionStatus.role");
     let status = pb::Status { cluster: id(), group: id(), role: 6, ..Default::default() };
     refused::<_, Status>(status, Code::WrongVersion, "Status.role");
     let promote = pb::PromoteRequest { conclude: 3, ..Default::default() };
@@ -127,6 +141,9 @@ fn an_unspecified_choice() {
     let status = pb::Status { cluster: id(), group: id(), ..Default::default() };
     refused::<_, Status>(status, Code::Protocol, "Status.role");
     refused::<_, GapPolicy>(pb::ResolveRequest { policy: 0 }, Code::Protocol, "ResolveRequest.policy");
+    let session = pb::SessionStatus { client: id(), ..Default::default() };
+    refused::<_, crate::message::SessionStatus>(session, Code::Protocol, "SessionStatus.role");
+    refused_share(pb::Share { holder: id(), ..Default::default() }, Code::Protocol, "Share.mode");
     let promote = pb::PromoteRequest { soft_us: 1, ..Default::default() };
     refused::<_, Admin>(promote, Code::Protocol, "PromoteRequest.soft_us");
 
@@ -166,6 +183,7 @@ fn an_identity_that_is_not_16_bytes() {
         refused::<_, crate::message::SessionStatus>(session, Code::Protocol, "SessionStatus.client");
         let recovery = pb::RecoveryStatus { awaited: vec![id.clone()], ..Default::default() };
         refused::<_, crate::message::RecoveryStatus>(recovery, Code::Protocol, "RecoveryStatus.awaited");
+        refused_share(pb::Share { mode: 1, holder: id.clone(), ..Default::default() }, Code::Protocol, "Share.holder");
         refused::<_, ClientId>(pb::ClientRequest { client: id }, Code::Protocol, "ClientRequest.client");
     }
 }
@@ -215,6 +233,8 @@ fn a_missing_epoch() {
     }
     refused::<_, Header>(pb::Header { epoch: None, ..header() }, Code::Protocol, "Header.epoch");
     refused::<_, crate::log::Reign>(pb::Reign::default(), Code::Protocol, "Reign.epoch");
+    let share = pb::ReportItem { item: Some(pb::report_item::Item::Share(pb::KeptShare::default())) };
+    refused::<_, ReportItem>(share, Code::Protocol, "KeptShare.epoch");
 }
 
 #[test]
@@ -241,6 +261,11 @@ fn a_number_that_cannot_be() {
     let doubt = pb::ReportItem { item: Some(pb::report_item::Item::InDoubt(doubt)) };
     refused::<_, ReportItem>(doubt, Code::Protocol, "InDoubt.digest");
     refused::<_, crate::log::EpochStart>(pb::EpochStart { f: 256, ..start() }, Code::Protocol, "EpochStart.f");
+    let welcome = pb::Welcome { epoch: EPOCH, lowest: 3, f: 256, ..Default::default() };
+    refused::<_, Welcome>(welcome, Code::Protocol, "Welcome.f");
+    let status = pb::Status { cluster: id(), group: id(), role: 1, ..Default::default() };
+    let node = pb::NodeStatus { status: Some(status), f: u32::MAX, ..Default::default() };
+    refused::<_, NodeStatus>(node, Code::Protocol, "NodeStatus.f");
 
     let backwards = vec![pb::Range { start: 2, end: 1 }];
     let gaps = pb::EpochStart { gaps: backwards.clone(), ..start() };

@@ -21,6 +21,7 @@ use crate::message::{
     Status, Welcome, Write,
 };
 use crate::node::RecoveryPolicy;
+use crate::share::{Mode, Share};
 
 /// A record whose every field is fixed.
 pub(super) fn plain_record(payload: Bytes) -> Record {
@@ -39,7 +40,13 @@ pub(super) fn plain_record(payload: Bytes) -> Record {
 
 /// A tag whose every field but these is fixed.
 pub(super) fn plain_tag(epoch: Epoch, stable: Lsn) -> Tag {
-    Tag { epoch, lsn: Lsn(9), time: Time(7), hold_until: Some(Lsn(9)), stable, protected: true }
+    let met = Level::Tagged;
+    Tag { epoch, lsn: Lsn(9), time: Time(7), hold_until: Some(Lsn(9)), stable, protected: true, met }
+}
+
+/// A share whose every field but these is fixed.
+pub(super) fn plain_share(epoch: Epoch, body: Bytes) -> Share {
+    Share { epoch, id: 8, mode: Mode::Window, holder: ClientId(5), hold_until: Lsn(9), body }
 }
 
 /// A number: small ones, whose encoding is empty or a byte, as often as any.
@@ -90,11 +97,11 @@ fn digest() -> impl Strategy<Value = Digest> {
 }
 
 fn level() -> impl Strategy<Value = Level> {
-    select(vec![Level::Local, Level::Tagged, Level::Stable])
+    select(vec![Level::Local, Level::Tagged, Level::Covered, Level::Stable])
 }
 
 fn session_role() -> impl Strategy<Value = SessionRole> {
-    select(vec![SessionRole::Writer, SessionRole::Reader])
+    select(vec![SessionRole::Writer, SessionRole::Reader, SessionRole::Holder])
 }
 
 pub(super) fn gap_policy() -> impl Strategy<Value = GapPolicy> {
@@ -181,10 +188,22 @@ fn hello() -> impl Strategy<Value = Hello> {
 fn attach() -> BoxedStrategy<Attach> {
     let session = (client_id(), number(), text(), session_role());
     let state = (epoch(), any::<bool>(), request(), epoch(), epoch(), lsn());
-    (session, state)
-        .prop_map(|((client, incarnation, domain, role), state)| {
+    (session, state, number())
+        .prop_map(|((client, incarnation, domain, role), state, share_bytes)| {
             let (epoch, fresh, from, oldest, observed_epoch, observed) = state;
-            Attach { epoch, client, incarnation, domain, role, fresh, from, oldest, observed_epoch, observed }
+            Attach {
+                epoch,
+                client,
+                incarnation,
+                domain,
+                role,
+                fresh,
+                from,
+                oldest,
+                observed_epoch,
+                observed,
+                share_bytes,
+            }
         })
         .boxed()
 }
@@ -215,14 +234,30 @@ fn report() -> BoxedStrategy<Report> {
             digest
         }),
         header().prop_map(ReportItem::Header),
+        (epoch(), number(), lsn(), any::<u32>()).prop_map(|(epoch, id, hold_until, length)| ReportItem::Share {
+            epoch,
+            id,
+            hold_until,
+            length
+        }),
     ];
     (epoch(), vec(item, 0..4), (epoch(), lsn()), (epoch(), lsn()), any::<bool>())
         .prop_map(|(epoch, items, observed, stable, end)| Report { epoch, items, observed, stable, end })
         .boxed()
 }
 
+/// In a message of this epoch.
+fn share(message: Epoch) -> impl Strategy<Value = Share> {
+    let of_epoch = prop_oneof![Just(message), epoch()];
+    let mode = select(vec![Mode::Stripe, Mode::Window]);
+    (of_epoch, number(), mode, client_id(), lsn(), bytes())
+        .prop_map(|(epoch, id, mode, holder, hold_until, body)| Share { epoch, id, mode, holder, hold_until, body })
+}
+
 pub(super) fn client_message() -> BoxedStrategy<ClientMessage> {
-    let payloads = (epoch(), vec((request(), bytes()), 0..3)).prop_map(|(epoch, items)| Payloads { epoch, items });
+    let payloads = (epoch(), vec((request(), bytes()), 0..3)).prop_flat_map(|(epoch, items)| {
+        vec(share(epoch), 0..3).prop_map(move |shares| Payloads { epoch, items: items.clone(), shares })
+    });
     prop_oneof![
         hello().prop_map(ClientMessage::Hello),
         attach().prop_map(ClientMessage::Attach),
@@ -254,15 +289,11 @@ fn status() -> BoxedStrategy<Status> {
 fn welcome() -> BoxedStrategy<Welcome> {
     let reign =
         (epoch(), lsn(), lsn(), ranges()).prop_map(|(epoch, start, base, gaps)| Reign { epoch, start, base, gaps });
-    (epoch(), lsn(), vec(reign, 0..3), level(), number(), number(), number())
-        .prop_map(|(epoch, stable, reigns, lowest, window, window_bytes, command_bytes_max)| Welcome {
-            epoch,
-            stable,
-            reigns,
-            lowest,
-            window,
-            window_bytes,
-            command_bytes_max,
+    let service = (level(), any::<u8>(), any::<bool>(), number(), number(), number());
+    (epoch(), lsn(), vec(reign, 0..3), service)
+        .prop_map(|(epoch, stable, reigns, service)| {
+            let (lowest, f, refuse_uncovered, window, window_bytes, command_bytes_max) = service;
+            Welcome { epoch, stable, reigns, lowest, f, refuse_uncovered, window, window_bytes, command_bytes_max }
         })
         .boxed()
 }
@@ -270,14 +301,21 @@ fn welcome() -> BoxedStrategy<Welcome> {
 fn node_frame() -> BoxedStrategy<NodeFrame> {
     let result = prop_oneof![bytes().prop_map(Ok), error().prop_map(Err)];
     let result = (number(), lsn(), result).prop_map(|(id, lsn, result)| QueryResult { id, lsn, result });
-    let frame = (epoch(), number(), lsn(), vec(header(), 0..3), vec(result, 0..3), any::<bool>());
+    let settled = of(lsn());
+    let flags = (any::<bool>(), any::<bool>(), any::<bool>());
+    let frame = (epoch(), number(), lsn(), settled, vec(header(), 0..3), vec(result, 0..3), flags);
     frame
-        .prop_flat_map(|(epoch, seq, stable, manifest, results, closed)| {
-            vec(response(epoch, stable), 0..4).prop_map(move |responses| NodeFrame {
+        .prop_flat_map(|(epoch, seq, stable, settled, manifest, results, (prompt, short, closed))| {
+            let of_frame = (vec(share(epoch), 0..3), vec(response(epoch, stable), 0..4));
+            of_frame.prop_map(move |(shares, responses)| NodeFrame {
                 epoch,
                 seq,
                 stable,
+                settled: settled.unwrap_or(stable),
                 manifest: manifest.clone(),
+                shares,
+                prompt,
+                short,
                 responses,
                 results: results.clone(),
                 closed,
@@ -289,14 +327,15 @@ fn node_frame() -> BoxedStrategy<NodeFrame> {
 /// In a frame of this epoch with this checkpoint. It says something: a tag, an outcome, or both.
 fn response(frame: Epoch, stable: Lsn) -> impl Strategy<Value = Response> {
     let of_epoch = prop_oneof![Just(frame), epoch()];
-    let tag = (of_epoch, lsn(), number(), of(lsn()), any::<bool>()).prop_map(
-        move |(epoch, lsn, time, hold_until, protected)| Tag {
+    let tag = (of_epoch, lsn(), number(), of(lsn()), any::<bool>(), level()).prop_map(
+        move |(epoch, lsn, time, hold_until, protected, met)| Tag {
             epoch,
             lsn,
             time: Time(time),
             hold_until,
             stable,
             protected,
+            met,
         },
     );
     let outcome = prop_oneof![bytes().prop_map(Outcome::Reply), Just(Outcome::Superseded)];
@@ -310,7 +349,11 @@ pub(super) fn node_message() -> BoxedStrategy<NodeMessage> {
         status().prop_map(NodeMessage::Status),
         error().prop_map(NodeMessage::Waiting),
         (epoch(), epoch(), lsn()).prop_map(|(epoch, of, base)| NodeMessage::RollCall { epoch, of, base }),
-        (epoch(), vec(request(), 0..4)).prop_map(|(epoch, requests)| NodeMessage::Pull { epoch, requests }),
+        (epoch(), vec(request(), 0..4), vec(number(), 0..4)).prop_map(|(epoch, requests, shares)| NodeMessage::Pull {
+            epoch,
+            requests,
+            shares
+        }),
         welcome().prop_map(NodeMessage::Welcome),
         node_frame().prop_map(NodeMessage::Frame),
         error().prop_map(NodeMessage::Refused),
@@ -362,15 +405,11 @@ pub(super) fn primary_message() -> BoxedStrategy<PrimaryMessage> {
 }
 
 fn session_status() -> BoxedStrategy<SessionStatus> {
-    (client_id(), text(), text(), any::<bool>(), lsn(), number(), number())
-        .prop_map(|(client, domain, state, connected, last, held_entries, held_bytes)| SessionStatus {
-            client,
-            domain,
-            state,
-            connected,
-            last,
-            held_entries,
-            held_bytes,
+    let holds = (number(), number(), number());
+    (client_id(), text(), session_role(), text(), any::<bool>(), lsn(), holds)
+        .prop_map(|(client, domain, role, state, connected, last, holds)| {
+            let (held_entries, held_bytes, share_bytes) = holds;
+            SessionStatus { client, domain, role, state, connected, last, held_entries, held_bytes, share_bytes }
         })
         .boxed()
 }
@@ -379,8 +418,9 @@ fn recovery_status() -> BoxedStrategy<RecoveryStatus> {
     let water = (text(), lsn(), lsn(), lsn());
     let people = (any::<u32>(), any::<u32>(), vec(client_id(), 0..3), vec(client_id(), 0..3));
     let loss = (number(), number(), ranges(), number(), of(error()));
-    (water, people, loss)
-        .prop_map(|((phase, base, observed, known), people, loss)| {
+    let shared = (number(), number(), number());
+    (water, people, loss, shared)
+        .prop_map(|((phase, base, observed, known), people, loss, (pulled_shares, shares, decoded))| {
             let (reported, roster, awaited, accused) = people;
             let (pulled_bytes, wanted_bytes, missing, lost_by_stop, conflict) = loss;
             RecoveryStatus {
@@ -393,6 +433,9 @@ fn recovery_status() -> BoxedStrategy<RecoveryStatus> {
                 awaited,
                 pulled_bytes,
                 wanted_bytes,
+                pulled_shares,
+                shares,
+                decoded,
                 missing,
                 lost_by_stop,
                 conflict,
@@ -405,15 +448,22 @@ fn recovery_status() -> BoxedStrategy<RecoveryStatus> {
 pub(super) fn node_status() -> BoxedStrategy<NodeStatus> {
     let water = (status(), lsn(), lsn(), lsn(), target());
     let delta = (number(), number(), number(), number(), any::<bool>(), any::<bool>());
+    let coverage = (lsn(), any::<u8>(), any::<bool>(), number(), number());
     let rest = (vec(session_status(), 0..3), of(recovery_status()), of(error()));
-    (water, delta, rest)
-        .prop_map(|((status, head, logged, stable, target), delta, (sessions, recovery, failure))| {
+    (water, delta, coverage, rest)
+        .prop_map(|((status, head, logged, stable, target), delta, coverage, (sessions, recovery, failure))| {
             let (delta_entries, delta_bytes, delta_age_us, waiting_writes, in_sync, connected) = delta;
+            let (covered, f, short, shares, share_bytes) = coverage;
             NodeStatus {
                 status,
                 head,
                 logged,
                 stable,
+                covered,
+                f,
+                short,
+                shares,
+                share_bytes,
                 target,
                 delta_entries,
                 delta_bytes,

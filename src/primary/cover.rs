@@ -1,0 +1,324 @@
+//! Coverage in a reign: the log is fed to [`Cover`] and [`Window`], what they push goes out on the sessions' streams,
+//! what clients confirm comes back; and the echoes that let a query be answered where a takeover may conclude without *f*
+//! domains.
+
+use std::collections::BTreeSet;
+
+use super::{Phase, Primary, PrimarySettings, Privacy};
+use crate::log::{ClientId, Level, Lsn, Time};
+use crate::message::Attach;
+use crate::node::{NodeEvent, Output};
+use crate::rule::{self, Rule};
+use crate::share::cover::{Cover, CoverSettings, Domain};
+use crate::share::window::Window;
+use crate::share::{Mode, Share};
+
+/// Echoes that did not come are asked for again after this, in microseconds.
+const ECHO_AGAIN_US: u64 = 10_000;
+
+/// The shares of a reign, where there are any.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Sharing {
+    pub(super) cover: Cover,
+    pub(super) window: Option<Window>,
+    /// The next entry to be fed.
+    next: Lsn,
+    /// Sessions came or went.
+    changed: bool,
+    /// As the operators were told.
+    short: bool,
+    settled: Lsn,
+    /// The last round of echoes that was asked for, and when.
+    round: u64,
+    asked: Time,
+    /// The next round is wanted.
+    wanted: bool,
+    cursor: ClientId,
+}
+
+impl Sharing {
+    /// A session is about to end in good order.
+    pub(super) fn retire(&mut self, client: ClientId) {
+        self.cover.retire(client);
+        self.changed = true;
+    }
+
+    /// The checkpoint passed.
+    pub(super) fn stabilize(&mut self, stable: Lsn) {
+        self.cover.stabilize(stable);
+        if let Some(window) = &mut self.window {
+            window.stabilize(stable);
+        }
+    }
+
+    /// Whether something written cannot be covered.
+    pub(super) fn is_short(&self) -> bool {
+        self.short || self.cover.is_short()
+    }
+}
+
+impl PrimarySettings {
+    /// How many failure domains what is `Covered` survives.
+    pub fn covering(&self) -> u8 {
+        if self.shares() { self.f } else { 0 }
+    }
+
+    /// Whether clients keep anything for each other: not where nobody holds anything, nor where nobody has to.
+    fn shares(&self) -> bool {
+        self.privacy != Privacy::Withheld && matches!(self.lowest, Level::Tagged | Level::Covered)
+    }
+}
+
+impl Primary {
+    /// The reign opens: what comes is to be covered.
+    pub(super) fn begin_sharing(&mut self, now: Time) {
+        if !self.settings.shares() {
+            return;
+        }
+        let settings = CoverSettings {
+            f: self.settings.covering(),
+            members: self.settings.stripe_members,
+            wait_us: self.settings.stripe_wait_us,
+            custody_bytes_max: self.settings.custody_bytes_max,
+        };
+        // What lies below is held by its authors alone, if this process went on in the reign of an earlier one.
+        let next = if settings.f > 0 { self.water.stable().next() } else { self.water.head().next() };
+        let window = settings.f == 0 && self.settings.window_percent > 0;
+        let now = now.max(self.state.time());
+        self.sharing = Some(Sharing {
+            cover: Cover::new(settings, self.epoch, &self.settings.domain, next, now),
+            window: window.then(|| Window::new(self.settings.window_percent)),
+            next,
+            changed: false,
+            short: false,
+            settled: self.water.stable(),
+            round: 0,
+            asked: Time(0),
+            wanted: false,
+            cursor: ClientId(0),
+        });
+        self.feed_cover(now);
+    }
+
+    /// Feeds what may leave this node to the encoders.
+    pub(super) fn feed_cover(&mut self, now: Time) {
+        let limit = if self.logs_first() { self.water.logged() } else { self.water.head() };
+        let Some(sharing) = &mut self.sharing else { return };
+        while sharing.next <= limit {
+            let Some(record) = self.unstable.get(sharing.next) else { break };
+            let header = &record.entry.header;
+            sharing.cover.add(now, header, &record.entry.payload);
+            if let Some(window) = &mut sharing.window {
+                let session = header.origin.and_then(|origin| self.state.session(origin.client));
+                let owner = session.filter(|_| header.origin.is_some_and(|origin| origin.request.0 > 0));
+                let owner = header.origin.zip(owner);
+                window
+                    .add(&record.entry, owner.map(|(origin, session)| Domain::of(origin.client, &session.info.domain)));
+            }
+            sharing.next = sharing.next.next();
+        }
+    }
+
+    /// The batched work of coverage: stripes are sealed, what became covered is answered, and shares go to their holders.
+    pub(super) fn settle_cover(&mut self, now: Time, out: &mut Vec<Output>) {
+        let coming = self.executing.is_some() || !self.writes.is_empty();
+        let every = self.settings.checkpoint_every_us;
+        let Some(sharing) = &mut self.sharing else { return };
+        sharing.cover.settle(now, coming);
+        let (covered, settled) = (sharing.cover.covered(), sharing.cover.settled());
+        if settled > sharing.settled {
+            sharing.settled = settled;
+            self.checkpoint_due.get_or_insert(now.after(every));
+        }
+        let pushes = sharing.cover.take_pushes();
+        if self.water.cover(covered) {
+            self.release_waiting();
+        }
+        for (client, share) in pushes {
+            // Without a stream it is pushed again when the session stands on a new one.
+            if let Some((conn, live)) = self.live(client) {
+                live.shares.push(share);
+                self.dirty.insert(conn);
+            }
+        }
+        if self.reads.iter().any(|reading| reading.round > 0) {
+            self.release_reads();
+        }
+        self.tell_coverage(out);
+        self.ask_rounds(now);
+    }
+
+    /// Tells operators and clients whether what is written can be covered, where that changed.
+    fn tell_coverage(&mut self, out: &mut Vec<Output>) {
+        let Some(sharing) = &mut self.sharing else { return };
+        if !std::mem::take(&mut sharing.changed) {
+            return;
+        }
+        let mut any = false;
+        for (conn, stream) in &mut self.streams {
+            if let Some(live) = &mut stream.live {
+                let short = sharing.cover.is_short_for(live.client);
+                any |= short;
+                if short != live.short {
+                    live.short = short;
+                    live.tell = true;
+                    self.dirty.insert(*conn);
+                }
+            }
+        }
+        if any != std::mem::replace(&mut sharing.short, any) {
+            let (domains, needed) = (sharing.cover.domains(), usize::from(self.settings.covering()) + 1);
+            out.push(Output::Event(NodeEvent::Coverage { short: any, domains, needed }));
+        }
+    }
+
+    pub(super) fn join_cover(&mut self, attach: &Attach) {
+        let Attach { client, incarnation, share_bytes, from, .. } = *attach;
+        let Some(domain) = self.state.session(client).map(|session| session.info.domain.clone()) else { return };
+        if let Some(sharing) = &mut self.sharing {
+            sharing.cover.join(client, incarnation, &domain, share_bytes, from);
+            sharing.changed = true;
+        }
+    }
+
+    pub(super) fn leave_cover(&mut self, client: ClientId) {
+        if let Some(sharing) = &mut self.sharing {
+            sharing.cover.leave(client);
+            sharing.changed = true;
+        }
+    }
+
+    /// Up to which checkpoint `client` is needed by others, or for what it wrote.
+    pub(super) fn needed_until(&self, client: ClientId) -> Lsn {
+        let cover = self.sharing.as_ref().filter(|_| rule::on(Rule::HoldersDrained)).map(|sharing| &sharing.cover);
+        cover.map_or(Lsn(0), |cover| cover.needed_until(client))
+    }
+
+    /// Up to here nobody needs an entry to decode another.
+    pub(super) fn settled(&self) -> Lsn {
+        self.sharing.as_ref().map_or(self.water.stable(), |sharing| sharing.cover.settled().min(self.water.stable()))
+    }
+
+    /// Bytes kept so that shares can be given to others.
+    pub(super) fn cover_bytes(&self) -> u64 {
+        self.sharing.as_ref().map_or(0, |sharing| sharing.cover.bytes())
+    }
+
+    /// Ends a session that asked for it, once nobody needs it any more.
+    pub(super) fn close_drained(&mut self) {
+        if !matches!(self.phase, Phase::Open) {
+            return;
+        }
+        let stable = self.water.stable();
+        let ready = self.closers.iter().copied().filter(|client| self.needed_until(*client) <= stable);
+        for client in ready.collect::<Vec<_>>() {
+            self.closers.remove(&client);
+            self.propose(client, crate::log::Body::Close);
+        }
+    }
+
+    /// The window shares that ride on a response to `client`.
+    pub(super) fn window_shares(&mut self, client: ClientId) -> Vec<Share> {
+        let epoch = self.epoch;
+        let Some(Sharing { cover, window: Some(window), .. }) = &mut self.sharing else { return Vec::new() };
+        let Some(domain) = cover.domain_of(client).cloned() else { return Vec::new() };
+        let mut shares = Vec::new();
+        for _ in 0..window.earn() {
+            let id = cover.next_share();
+            let Some(combination) = window.combine(id, &domain) else { break };
+            let (mode, holder, hold_until) = (Mode::Window, client, combination.until);
+            let share = Share { epoch, id, mode, holder, hold_until, body: combination.body };
+            if !cover.lend(client, id, share.cost() + crate::share::SEAL_COST, hold_until) {
+                break;
+            }
+            shares.push(share);
+        }
+        shares
+    }
+
+    /// The round of echoes that a query which arrives now has to wait for: 0 if none.
+    ///
+    /// I8 rests on this: a takeover concludes on its own without up to *f* domains. Whoever is asked here and answers has
+    /// not reported to it, and *f* others and the reader itself are one too many to be missing.
+    pub(super) fn next_round(&mut self) -> u64 {
+        let may_lack = self.state.start().f > 0 && self.counts_backup && rule::on(Rule::CoverEcho);
+        let Some(sharing) = self.sharing.as_mut().filter(|_| may_lack) else { return 0 };
+        sharing.wanted = true;
+        sharing.round + 1
+    }
+
+    /// Asks for the echoes that queries wait for.
+    fn ask_rounds(&mut self, now: Time) {
+        let f = usize::from(self.state.start().f);
+        let Some(sharing) = &mut self.sharing else { return };
+        let waits = sharing.round > 0 && self.reads.iter().any(|reading| reading.round > 0);
+        let again = waits && now >= sharing.asked.after(ECHO_AGAIN_US);
+        if !sharing.wanted && !again {
+            return;
+        }
+        sharing.wanted = false;
+        sharing.round += 1;
+        sharing.asked = now;
+        // More than f are asked, for some may be slow; at the second time, all.
+        let most = if again { usize::MAX } else { 2 * f + 2 };
+        let after = (std::ops::Bound::Excluded(sharing.cursor), std::ops::Bound::Unbounded);
+        let around = self.attached.range(after).chain(self.attached.range(..=sharing.cursor));
+        let mut domains = BTreeSet::new();
+        for (client, conn) in around {
+            let Some(domain) = sharing.cover.domain_of(*client) else { continue };
+            let Some(live) = self.streams.get_mut(conn).and_then(|stream| stream.live.as_mut()) else { continue };
+            if domains.contains(domain) && !again {
+                continue;
+            }
+            domains.insert(domain.clone());
+            live.round = sharing.round;
+            live.tell = true;
+            self.dirty.insert(*conn);
+            sharing.cursor = *client;
+            if domains.len() >= most {
+                break;
+            }
+        }
+    }
+
+    /// When echoes are asked for again.
+    pub(super) fn cover_timeout(&self) -> Option<Time> {
+        let sharing = self.sharing.as_ref().filter(|_| matches!(self.phase, Phase::Open | Phase::Stopping))?;
+        let waits = sharing.round > 0 && self.reads.iter().any(|reading| reading.round > 0);
+        let again = waits.then(|| sharing.asked.after(ECHO_AGAIN_US));
+        sharing.cover.next_timeout().into_iter().chain(again).min()
+    }
+
+    /// The highest round that *f* domains beside the reader's have echoed.
+    pub(super) fn rounds_echoed(&self, reader: ClientId) -> u64 {
+        let Some(sharing) = &self.sharing else { return 0 };
+        let own = sharing.cover.domain_of(reader);
+        // A reader in the primary's own domain may be gone with it, whoever else is.
+        let needed = usize::from(self.state.start().f) + usize::from(own.is_none());
+        let mut best: std::collections::BTreeMap<&Domain, u64> = std::collections::BTreeMap::new();
+        for (client, conn) in &self.attached {
+            let live = self.streams.get(conn).and_then(|stream| stream.live.as_ref());
+            let domain = sharing.cover.domain_of(*client).filter(|domain| Some(*domain) != own);
+            if let (Some(live), Some(domain)) = (live, domain) {
+                let echoed = best.entry(domain).or_default();
+                *echoed = live.echoed.max(*echoed);
+            }
+        }
+        let mut rounds: Vec<u64> = best.into_values().collect();
+        rounds.sort_unstable_by(|a, b| b.cmp(a));
+        needed.checked_sub(1).and_then(|at| rounds.get(at)).copied().unwrap_or_default()
+    }
+
+    /// Whether too few domains stand for the echoes of others to be had at all.
+    pub(super) fn lacks_echoes(&self, reader: ClientId) -> bool {
+        self.sharing.as_ref().is_none_or(|sharing| sharing.cover.is_short_for(reader))
+    }
+
+    /// Asserts what must hold between steps.
+    pub(super) fn check_cover(&self) {
+        if let Some(sharing) = &self.sharing {
+            sharing.cover.check();
+            assert!(sharing.cover.settled() <= self.water.covered(), "I3: settled past what is covered");
+        }
+    }
+}

@@ -1,0 +1,808 @@
+//! Coverage: which entries would survive the loss of the primary's site together with any *f* failure domains of
+//! clients, and what has to be pushed to whom until they all do.
+//!
+//! ```text
+//!  entries of distinct owners ──► open stripe ──seal──► f rows ──push──► f other domains ──confirm──► safe
+//!                                 (by size class)                 a holder leaves ▲──── its rows go elsewhere
+//!                                                                 an owner leaves ▲──── f+1 plain copies
+//! ```
+//!
+//! A **stripe** is safe iff its owners are in pairwise distinct failure domains, each of its rows is confirmed by a
+//! holder, the holders' domains are pairwise distinct, none of them is an owner's, and each member is still held: by its
+//! owner's standing session, or by copies. An **entry** is safe iff its owner confirmed the tag (somebody has to know the
+//! entry's place even when every holder dies) and all its stripes are safe, or iff its copies are. A **copy** is the
+//! degenerate stripe: one member that no owner is counted for, and *f + 1* rows, each of which is the member itself. System
+//! entries, entries of clients in the primary's own domain, and those of clients that left, are protected by copies alone.
+//!
+//! `covered` passes an entry that is safe or stable, in order, and never goes back: it records the moment of passing. What
+//! is safe *now* is kept up by the repairs above, so that those who died long ago do not count among the *f*.
+//!
+//! Not here: the arithmetic ([`field`](super::field)), streams, and anything durable.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::Bound;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::body::{Member, Plain, segments};
+use super::{Mode, SEAL_COST, Share};
+use crate::log::{ClientId, Epoch, HEADER_COST, Header, Lsn, Request, Time};
+use crate::rule::{self, Rule};
+
+mod stripe;
+
+use stripe::{Open, Opened};
+
+/// A failure domain: what fails together.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Domain {
+    /// As declared.
+    Named(Arc<str>),
+    /// None was declared: the client fails alone.
+    Lone(ClientId),
+}
+
+impl Domain {
+    /// The domain of a client that declared `name`, which may be empty.
+    pub fn of(client: ClientId, name: &str) -> Self {
+        if name.is_empty() { Self::Lone(client) } else { Self::Named(name.into()) }
+    }
+}
+
+/// How coverage is to be had.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct CoverSettings {
+    /// How many failure domains may be lost. With 0 there are no stripes, only custody copies.
+    pub f: u8,
+    /// Members of a stripe, at most.
+    pub members: usize,
+    /// A stripe waits this long for members that may come.
+    pub wait_us: u64,
+    /// Bytes of what one leaving client held that are given to others; 0 for none.
+    pub custody_bytes_max: u64,
+}
+
+/// A session that may own entries and hold shares.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Session {
+    incarnation: u64,
+    domain: Domain,
+    /// It is not in the primary's own domain.
+    counts: bool,
+    /// It is about to leave: nothing more is given to it.
+    leaving: bool,
+    /// Bytes of shares it takes, and has.
+    room: u64,
+    used: u64,
+    /// The shares it was given.
+    shares: BTreeSet<u64>,
+    /// Entries of its own that are not covered.
+    pending: usize,
+}
+
+/// An entry that is not settled.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Covering {
+    header: Header,
+    payload: Bytes,
+    /// Whose own copy counts; `None` for those that only copies protect.
+    owner: Option<ClientId>,
+    /// The owner's session stood ever since, or confirmed the tag anew.
+    present: bool,
+    /// The owner confirmed the tag.
+    tagged: bool,
+    /// Segments in stripes that are not sealed.
+    open: u32,
+    stripes: Vec<u64>,
+    copies: Vec<u64>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Row {
+    body: Bytes,
+    /// Of its share, at the holder.
+    cost: u64,
+    /// Who has it, and as which share.
+    holder: Option<(ClientId, u64)>,
+    confirmed: bool,
+}
+
+/// A sealed stripe, until the checkpoint passes its last member.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Stripe {
+    members: Vec<Lsn>,
+    owners: Vec<Domain>,
+    first: Lsn,
+    until: Lsn,
+    rows: Vec<Row>,
+}
+
+/// What coverage costs at the moment, for operators and benchmarks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub struct CoverCounts {
+    /// Stripes sealed, copies counted in.
+    pub stripes: u64,
+    /// Their members.
+    pub members: u64,
+    /// Bytes of segments in stripes, copies not counted in.
+    pub segment_bytes: u64,
+    /// Bytes of symbols that ideal parity has: for each row, its members' mean.
+    pub ideal_bytes: u64,
+    /// Bytes of symbols, all rows.
+    pub symbol_bytes: u64,
+    /// Bytes of bodies pushed, repairs counted in.
+    pub pushed_bytes: u64,
+    /// Shares pushed.
+    pub pushed: u64,
+}
+
+/// The coverage of one reign's unstable entries.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Cover {
+    settings: CoverSettings,
+    epoch: Epoch,
+    own_domain: Arc<str>,
+    sessions: BTreeMap<ClientId, Session>,
+    /// Domains that can hold, and how many sessions of each.
+    domains: BTreeMap<Domain, i64>,
+    /// From `first` on, dense: what is not settled.
+    entries: VecDeque<Covering>,
+    first: Lsn,
+    stable: Lsn,
+    covered: Lsn,
+    open: Opened,
+    stripes: BTreeMap<u64, Stripe>,
+    next_stripe: u64,
+    starts: BTreeSet<(Lsn, u64)>,
+    ends: BTreeSet<(Lsn, u64)>,
+    shares: BTreeMap<u64, (u64, usize)>,
+    next_share: u64,
+    unplaced: BTreeSet<(u64, usize)>,
+    /// Somebody came, or has room again.
+    retry: bool,
+    pushes: Vec<(ClientId, Share)>,
+    /// What clients that left keep of what they were given: so many bytes, until this checkpoint at the latest.
+    kept: BTreeMap<ClientId, (u64, Lsn)>,
+    /// Up to which checkpoint anything a client was given, or wrote, is needed.
+    needed: BTreeMap<ClientId, Lsn>,
+    bytes: u64,
+    /// Who wrote in the present and the last span of time.
+    active: [BTreeSet<ClientId>; 2],
+    turned: Time,
+    cursor: ClientId,
+    counts: CoverCounts,
+}
+
+impl Cover {
+    /// The coverage of the reign `epoch`, of entries from `next` on. What only clients of `own_domain` hold does not count.
+    ///
+    /// Shares are numbered from the time in microseconds on: faster than a share a microsecond none are made, so that a
+    /// process that goes on in the same reign never uses a number again.
+    pub fn new(settings: CoverSettings, epoch: Epoch, own_domain: &str, next: Lsn, now: Time) -> Self {
+        Self {
+            settings,
+            epoch,
+            own_domain: own_domain.into(),
+            sessions: BTreeMap::new(),
+            domains: BTreeMap::new(),
+            entries: VecDeque::new(),
+            first: next,
+            stable: next.prev(),
+            covered: next.prev(),
+            open: Opened::default(),
+            stripes: BTreeMap::new(),
+            next_stripe: 0,
+            starts: BTreeSet::new(),
+            ends: BTreeSet::new(),
+            shares: BTreeMap::new(),
+            next_share: now.0,
+            unplaced: BTreeSet::new(),
+            retry: false,
+            pushes: Vec::new(),
+            kept: BTreeMap::new(),
+            needed: BTreeMap::new(),
+            bytes: 0,
+            active: [BTreeSet::new(), BTreeSet::new()],
+            turned: Time(0),
+            cursor: ClientId(0),
+            counts: CoverCounts::default(),
+        }
+    }
+
+    /// Up to here every entry was safe or stable when this mark passed it.
+    pub fn covered(&self) -> Lsn {
+        self.covered
+    }
+
+    /// Up to here nobody needs an entry to decode another: at most the checkpoint.
+    pub fn settled(&self) -> Lsn {
+        if !rule::on(Rule::HoldStripe) {
+            return self.stable;
+        }
+        let sealed = self.starts.first().map(|(first, _)| *first);
+        let needed = sealed.into_iter().chain(self.open.first()).min();
+        needed.map_or(self.stable, |first| first.prev().min(self.stable))
+    }
+
+    /// Until which checkpoint the owner of the entry at `lsn` has to hold it, once that is known.
+    pub fn hold_until(&self, lsn: Lsn) -> Option<Lsn> {
+        if self.settings.f == 0 || !rule::on(Rule::HoldStripe) {
+            return Some(lsn);
+        }
+        let Some(entry) = self.entry(lsn) else { return Some(lsn) };
+        (entry.open == 0).then(|| self.until(entry, lsn))
+    }
+
+    /// Whether the entry is safe without its owner, or stable.
+    pub fn is_copied(&self, lsn: Lsn) -> bool {
+        lsn <= self.stable || self.entry(lsn).is_some_and(|entry| self.has_copies(entry))
+    }
+
+    /// Up to which checkpoint `client` may be needed: for what it wrote, and for what it was given.
+    pub fn needed_until(&self, client: ClientId) -> Lsn {
+        self.needed.get(&client).copied().unwrap_or_default()
+    }
+
+    /// Bytes that the rows kept for repairs take.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// How many shares clients keep, and their bytes.
+    pub fn held(&self) -> (u64, u64) {
+        (self.shares.len() as u64, self.sessions.values().map(|session| session.used).sum())
+    }
+
+    /// Bytes of shares that `client` keeps.
+    pub fn held_by(&self, client: ClientId) -> u64 {
+        self.sessions.get(&client).map_or(0, |session| session.used)
+    }
+
+    /// What coverage cost so far.
+    pub fn counts(&self) -> CoverCounts {
+        self.counts
+    }
+
+    /// How many failure domains are there to hold shares.
+    pub fn domains(&self) -> usize {
+        self.domains.len()
+    }
+
+    /// Whether too few other domains are there to cover what `client` writes.
+    pub fn is_short_for(&self, client: ClientId) -> bool {
+        let f = usize::from(self.settings.f);
+        let Some(session) = self.sessions.get(&client).filter(|_| f > 0) else { return false };
+        let others = self.domains.len() - usize::from(self.domains.contains_key(&session.domain));
+        if session.counts { others < f } else { self.domains.len() < f + 1 }
+    }
+
+    /// Whether some rows have nobody to keep them.
+    pub fn is_short(&self) -> bool {
+        !self.unplaced.is_empty()
+    }
+
+    /// The declared domain of a standing session, if what it holds counts.
+    pub fn domain_of(&self, client: ClientId) -> Option<&Domain> {
+        self.sessions.get(&client).filter(|session| session.counts).map(|session| &session.domain)
+    }
+
+    /// What is to be written to whose stream, in order of the shares' numbers.
+    pub fn take_pushes(&mut self) -> Vec<(ClientId, Share)> {
+        std::mem::take(&mut self.pushes)
+    }
+
+    /// The number of a share that is made elsewhere.
+    pub fn next_share(&mut self) -> u64 {
+        self.next_share += 1;
+        self.next_share
+    }
+
+    /// Makes room, or not, at `client` for a share that nobody counts on, of so many bytes, to be kept until `until`.
+    pub fn lend(&mut self, client: ClientId, share: u64, cost: u64, until: Lsn) -> bool {
+        let fits = |session: &Session| !session.leaving && session.used + cost <= session.room;
+        let fits = self.sessions.get(&client).is_some_and(fits);
+        if fits {
+            self.occupy(client, share, cost, until);
+        }
+        fits
+    }
+
+    fn occupy(&mut self, client: ClientId, share: u64, cost: u64, until: Lsn) {
+        let Some(session) = self.sessions.get_mut(&client) else { return };
+        session.used += cost;
+        self.next_stripe += 1;
+        let id = self.next_stripe;
+        let row = Row { body: Bytes::new(), cost, holder: Some((client, share)), confirmed: true };
+        // An empty stripe that only gives the room back in time.
+        let rows = vec![row];
+        session.shares.insert(share);
+        self.shares.insert(share, (id, 0));
+        self.ends.insert((until, id));
+        self.stripes.insert(id, Stripe { members: Vec::new(), owners: Vec::new(), first: until, until, rows });
+    }
+
+    /// A session stands, on the roster by a stable entry, with room for so many bytes of shares. What an older incarnation
+    /// of its cache confirmed is void: nobody knows what a crash took from it. But its requests before `from` are answered,
+    /// and what is answered is in its cache with its tag: no other confirm may ever come.
+    pub fn join(&mut self, client: ClientId, incarnation: u64, domain: &str, room: u64, from: Request) {
+        let known = self.sessions.get(&client).map(|session| session.incarnation);
+        if known.is_some_and(|known| known != incarnation) && rule::on(Rule::ConfirmByIncarnation) {
+            self.leave(client);
+        }
+        self.retry = true;
+        self.enter(client, incarnation, domain, room);
+        let answered = |entry: &&mut Covering| {
+            let origin = entry.header.origin.filter(|_| entry.owner == Some(client));
+            origin.is_some_and(|origin| origin.request < from)
+        };
+        for entry in self.entries.iter_mut().filter(answered) {
+            (entry.tagged, entry.present) = (true, true);
+        }
+        self.advance();
+    }
+
+    fn enter(&mut self, client: ClientId, incarnation: u64, domain: &str, room: u64) {
+        if let Some(session) = self.sessions.get_mut(&client) {
+            let held = session.can_hold();
+            session.leaving = false;
+            let holds = session.can_hold() && !held;
+            let domain = session.domain.clone();
+            // What was on its way on an older stream is sent again on this one, and in the order of its numbers.
+            self.pushes.retain(|(holder, _)| *holder != client);
+            let shares: Vec<u64> = session.shares.iter().copied().collect();
+            shares.into_iter().for_each(|share| self.push_again(share));
+            self.count_domain(domain, i64::from(holds));
+            return;
+        }
+        let counts = domain != &*self.own_domain;
+        let domain = Domain::of(client, domain);
+        let session = Session {
+            incarnation,
+            domain,
+            counts,
+            leaving: false,
+            room: if counts { room } else { 0 },
+            used: 0,
+            shares: BTreeSet::new(),
+            pending: 0,
+        };
+        self.count_domain(session.domain.clone(), i64::from(session.can_hold()));
+        self.sessions.insert(client, session);
+        if let Some((cost, until)) = self.kept.remove(&client) {
+            let share = self.next_share();
+            self.occupy(client, share, cost, until);
+        }
+    }
+
+    fn count_domain(&mut self, domain: Domain, change: i64) {
+        let count = self.domains.entry(domain).or_default();
+        *count += change;
+        self.domains.retain(|_, count| *count > 0);
+    }
+
+    fn push_again(&mut self, share: u64) {
+        let Some((id, at)) = self.shares.get(&share).copied() else { return };
+        let Some(stripe) = self.stripes.get(&id) else { return };
+        let row = &stripe.rows[at];
+        if let Some((holder, _)) = row.holder.filter(|_| !row.confirmed) {
+            let (until, body) = (stripe.until, row.body.clone());
+            self.push(holder, share, until, body);
+        }
+    }
+
+    fn push(&mut self, holder: ClientId, id: u64, hold_until: Lsn, body: Bytes) {
+        self.counts.pushed += 1;
+        self.counts.pushed_bytes += body.len() as u64;
+        let share = Share { epoch: self.epoch, id, mode: Mode::Stripe, holder, hold_until, body };
+        self.pushes.push((holder, share));
+    }
+
+    /// A session is about to end in good order: nothing more is given to it.
+    pub fn retire(&mut self, client: ClientId) {
+        let Some(session) = self.sessions.get_mut(&client).filter(|session| session.can_hold()) else { return };
+        session.leaving = true;
+        let domain = session.domain.clone();
+        self.count_domain(domain, -1);
+        // With one domain less to hold their rows they must not get wider.
+        self.seal_all();
+    }
+
+    /// A session broke. What it held for others goes to others still, and what it wrote is kept by them from now on.
+    pub fn leave(&mut self, client: ClientId) {
+        let Some(session) = self.sessions.remove(&client) else { return };
+        self.count_domain(session.domain.clone(), -i64::from(session.can_hold()));
+        self.active.iter_mut().for_each(|active| active.retain(|other| *other != client));
+        if !rule::on(Rule::Custody) {
+            return;
+        }
+        self.pushes.retain(|(holder, _)| *holder != client);
+        let (mut cost, mut until) = (0, Lsn(0));
+        for share in session.shares {
+            let Some((id, at)) = self.shares.remove(&share) else { continue };
+            let Some(stripe) = self.stripes.get_mut(&id) else { continue };
+            cost += stripe.rows[at].cost;
+            until = until.max(stripe.until);
+            stripe.rows[at].holder = None;
+            stripe.rows[at].confirmed = false;
+            if !stripe.members.is_empty() {
+                self.place(id, at);
+            }
+        }
+        if cost > 0 {
+            self.kept.insert(client, (cost, until));
+        }
+        self.seal_all();
+        let mut orphans = Vec::new();
+        for entry in self.entries.iter_mut().filter(|entry| entry.owner == Some(client)) {
+            entry.present = false;
+            orphans.push(entry.header.lsn);
+        }
+        let mut budget = self.settings.custody_bytes_max;
+        for lsn in orphans {
+            let Some(entry) = self.entry(lsn) else { continue };
+            let cost = entry.payload.len() as u64 + HEADER_COST;
+            let needed = self.until(entry, lsn) > self.stable;
+            if needed && entry.copies.is_empty() && cost <= budget {
+                budget -= cost;
+                self.copy(lsn);
+            }
+        }
+        self.stabilize(self.stable);
+    }
+
+    /// The next entry of the log.
+    ///
+    /// # Panics
+    /// If it is not the next one.
+    pub fn add(&mut self, now: Time, header: &Header, payload: &Bytes) {
+        let lsn = header.lsn;
+        assert_eq!(lsn, self.next(), "I1: the log is dense");
+        let owner =
+            header.origin.map(|origin| origin.client).filter(|_| header.origin.is_some_and(|o| o.request.0 > 0));
+        let owner = owner.filter(|client| self.sessions.get(client).is_some_and(|session| session.counts));
+        let f = self.settings.f;
+        let entry = Covering {
+            header: header.clone(),
+            payload: payload.clone(),
+            owner,
+            present: owner.is_some(),
+            tagged: false,
+            open: 0,
+            stripes: Vec::new(),
+            copies: Vec::new(),
+        };
+        self.entries.push_back(entry);
+        if let Some(client) = owner {
+            if let Some(session) = self.sessions.get_mut(&client) {
+                session.pending += 1;
+            }
+            if f > 0 {
+                self.need(client, lsn);
+                self.note_active(now, client);
+                self.stripe(now, lsn);
+            }
+        } else if f > 0
+            || (header.origin.is_some_and(|origin| origin.request.0 > 0) && self.settings.custody_bytes_max > 0)
+        {
+            self.copy(lsn);
+        }
+        self.advance();
+    }
+
+    fn next(&self) -> Lsn {
+        Lsn(self.first.0 + self.entries.len() as u64)
+    }
+
+    fn entry(&self, lsn: Lsn) -> Option<&Covering> {
+        let at = lsn.0.checked_sub(self.first.0)?;
+        self.entries.get(usize::try_from(at).ok()?)
+    }
+
+    fn entry_mut(&mut self, lsn: Lsn) -> Option<&mut Covering> {
+        let at = lsn.0.checked_sub(self.first.0)?;
+        self.entries.get_mut(usize::try_from(at).ok()?)
+    }
+
+    fn need(&mut self, client: ClientId, until: Lsn) {
+        let needed = self.needed.entry(client).or_default();
+        *needed = until.max(*needed);
+    }
+
+    fn until(&self, entry: &Covering, lsn: Lsn) -> Lsn {
+        let ends = entry.stripes.iter().filter_map(|id| self.stripes.get(id)).map(|stripe| stripe.until);
+        ends.max().unwrap_or(lsn).max(lsn)
+    }
+
+    /// Puts an entry's segments into open stripes.
+    fn stripe(&mut self, now: Time, lsn: Lsn) {
+        let Some(entry) = self.entry_mut(lsn) else { return };
+        let (header, payload) = (entry.header.clone(), entry.payload.clone());
+        let count = segments(header.length);
+        entry.open = count;
+        let owner = entry.owner.expect("a stripe has owners");
+        let domain = self.sessions[&owner].domain.clone();
+        let room = self.domains.len().saturating_sub(usize::from(self.settings.f)).max(1);
+        let full = self.settings.members.min(room);
+        for segment in 0..count {
+            let member = Member { header: header.clone(), segment };
+            let bytes = payload.slice(member.range());
+            let sealed = self.open.add(now, member, &bytes, domain.clone(), self.settings.f, full);
+            sealed.into_iter().for_each(|open| self.seal(open));
+        }
+    }
+
+    /// Gives up on an entry's owner, or never counts on it: *f + 1* others keep the entry itself.
+    fn copy(&mut self, lsn: Lsn) {
+        let Some(entry) = self.entry(lsn) else { return };
+        let (header, payload) = (entry.header.clone(), entry.payload.clone());
+        let until = self.until(entry, lsn);
+        let rows = usize::from(self.settings.f) + 1;
+        for segment in 0..segments(header.length) {
+            let member = Member { header: header.clone(), segment };
+            let symbol = payload.slice(member.range());
+            let body = encode(0, vec![member], symbol);
+            let rows = (0..rows).map(|_| Row::new(body.clone())).collect();
+            let id = self.keep(Stripe { members: vec![lsn], owners: Vec::new(), first: lsn, until, rows });
+            if let Some(entry) = self.entry_mut(lsn) {
+                entry.copies.push(id);
+            }
+        }
+    }
+
+    fn seal(&mut self, open: Open) {
+        let Open { members, owners, rows, longest, segment_bytes, .. } = open;
+        let lsns: Vec<Lsn> = members.iter().map(|member| member.header.lsn).collect();
+        let (first, until) = (lsns.iter().min().copied(), lsns.iter().max().copied());
+        let (first, until) = (first.unwrap_or_default(), until.unwrap_or_default());
+        if until <= self.stable {
+            // Nobody needs it any more.
+            for lsn in lsns {
+                if let Some(entry) = self.entry_mut(lsn) {
+                    entry.open -= 1;
+                }
+            }
+            return;
+        }
+        let (f, count) = (rows.len() as u64, members.len() as u64);
+        self.counts.segment_bytes += segment_bytes;
+        self.counts.ideal_bytes += f * segment_bytes / count.max(1);
+        self.counts.symbol_bytes += f * longest as u64;
+        let rows = rows.into_iter().zip(0..);
+        let rows = rows.map(|(symbol, row)| Row::new(encode(row, members.clone(), Bytes::from(symbol)))).collect();
+        let id = self.keep(Stripe { members: lsns.clone(), owners, first, until, rows });
+        for lsn in lsns {
+            let Some(entry) = self.entry_mut(lsn) else { continue };
+            entry.open -= 1;
+            entry.stripes.push(id);
+            if let Some(client) = entry.owner {
+                self.need(client, until);
+            }
+        }
+    }
+
+    /// Registers a stripe and finds holders for its rows.
+    fn keep(&mut self, stripe: Stripe) -> u64 {
+        self.next_stripe += 1;
+        let id = self.next_stripe;
+        let rows = stripe.rows.len();
+        self.counts.stripes += 1;
+        self.counts.members += stripe.members.len() as u64;
+        self.bytes += stripe.rows.iter().map(|row| row.body.len() as u64).sum::<u64>();
+        self.starts.insert((stripe.first, id));
+        self.ends.insert((stripe.until, id));
+        self.stripes.insert(id, stripe);
+        (0..rows).for_each(|at| self.place(id, at));
+        id
+    }
+
+    /// Finds a holder for a row, or notes that there is none.
+    fn place(&mut self, id: u64, at: usize) {
+        let Some(stripe) = self.stripes.get(&id) else { return };
+        let Row { body, cost, .. } = stripe.rows[at].clone();
+        let until = stripe.until;
+        let holders = stripe.rows.iter().filter_map(|row| row.holder.map(|(client, _)| client));
+        let taken = holders.filter_map(|client| self.sessions.get(&client)).map(|session| &session.domain);
+        let taken: Vec<&Domain> =
+            if rule::on(Rule::DistinctDomains) { stripe.owners.iter().chain(taken).collect() } else { Vec::new() };
+        let fits = |session: &Session| {
+            let free = session.counts && !session.leaving && session.used + cost <= session.room;
+            free && !taken.contains(&&session.domain)
+        };
+        let after = self.sessions.range((Bound::Excluded(self.cursor), Bound::Unbounded));
+        let mut around = after.chain(self.sessions.range(..=self.cursor));
+        let Some(client) = around.find(|(_, session)| fits(session)).map(|(client, _)| *client) else {
+            self.unplaced.insert((id, at));
+            return;
+        };
+        self.cursor = client;
+        self.unplaced.remove(&(id, at));
+        let share = self.next_share();
+        self.shares.insert(share, (id, at));
+        if let Some(session) = self.sessions.get_mut(&client) {
+            session.used += cost;
+            session.shares.insert(share);
+        }
+        if let Some(stripe) = self.stripes.get_mut(&id) {
+            stripe.rows[at].holder = Some((client, share));
+        }
+        self.need(client, until);
+        self.push(client, share, until, body);
+    }
+
+    /// The cache of `client` holds this share.
+    pub fn confirmed(&mut self, client: ClientId, share: u64) {
+        let Some((id, at)) = self.shares.get(&share).copied() else { return };
+        let Some(row) = self.stripes.get_mut(&id).and_then(|stripe| stripe.rows.get_mut(at)) else { return };
+        if row.holder == Some((client, share)) {
+            row.confirmed = true;
+            self.advance();
+        }
+    }
+
+    /// The cache of `client` holds the tag of its entry at `lsn`.
+    pub fn tagged(&mut self, client: ClientId, lsn: Lsn) {
+        let stands = self.sessions.contains_key(&client);
+        if let Some(entry) = self.entry_mut(lsn).filter(|entry| entry.owner == Some(client)) {
+            entry.tagged = true;
+            entry.present |= stands;
+            self.advance();
+        }
+    }
+
+    /// The checkpoint passed: what lies below is nobody's to keep, unless it is needed to decode what does not.
+    pub fn stabilize(&mut self, stable: Lsn) {
+        self.stable = self.stable.max(stable).min(self.next().prev());
+        let past: Vec<u64> = self.ends.range(..=(self.stable, u64::MAX)).map(|(_, id)| *id).collect();
+        for id in past {
+            let Some(stripe) = self.stripes.remove(&id) else { continue };
+            self.ends.remove(&(stripe.until, id));
+            self.starts.remove(&(stripe.first, id));
+            for (at, row) in stripe.rows.iter().enumerate() {
+                self.bytes -= row.body.len() as u64;
+                self.unplaced.remove(&(id, at));
+                let Some((client, share)) = row.holder else { continue };
+                self.shares.remove(&share);
+                if let Some(session) = self.sessions.get_mut(&client)
+                    && session.shares.remove(&share)
+                {
+                    session.used -= row.cost;
+                    self.retry = true;
+                }
+            }
+        }
+        let (settled, stable) = (self.settled(), self.stable);
+        self.pushes.retain(|(_, share)| share.hold_until > stable);
+        self.advance();
+        while self.first <= settled && !self.entries.is_empty() {
+            self.entries.pop_front();
+            self.first = self.first.next();
+        }
+        self.needed.retain(|_, until| *until > stable);
+        self.kept.retain(|_, (_, until)| *until > stable);
+    }
+
+    /// Moves `covered` as far as everything is safe or stable.
+    fn advance(&mut self) {
+        while self.covered < self.next().prev() {
+            let lsn = self.covered.next();
+            if lsn > self.stable && !self.entry(lsn).is_some_and(|entry| self.is_safe(entry)) {
+                break;
+            }
+            // Its owner does not wait for this entry any more.
+            let owner = self.entry(lsn).and_then(|entry| entry.owner);
+            if let Some(session) = owner.and_then(|client| self.sessions.get_mut(&client)) {
+                session.pending = session.pending.saturating_sub(1);
+            }
+            self.covered = lsn;
+        }
+    }
+
+    /// Whether the entry would survive now: the predicate this module stands for.
+    fn is_safe(&self, entry: &Covering) -> bool {
+        let tagged = entry.tagged || !rule::on(Rule::CoverOrigin);
+        let striped = self.settings.f > 0 && entry.present && tagged && entry.open == 0;
+        let whole = striped && entry.stripes.iter().all(|id| self.stripes.get(id).is_none_or(|it| self.is_whole(it)));
+        whole || self.has_copies(entry)
+    }
+
+    fn has_copies(&self, entry: &Covering) -> bool {
+        let kept = |id: &u64| self.stripes.get(id).is_none_or(Stripe::is_confirmed);
+        !entry.copies.is_empty() && entry.copies.iter().all(kept)
+    }
+
+    fn is_whole(&self, stripe: &Stripe) -> bool {
+        let held = |lsn: &Lsn| self.entry(*lsn).is_none_or(|entry| entry.present || self.has_copies(entry));
+        stripe.is_confirmed() && stripe.members.iter().all(held)
+    }
+
+    /// Seals what has waited long enough, or what nobody can add to; finds holders for what has none, where somebody may
+    /// have come. `coming`: entries are being ordered that may still go into the open stripes.
+    pub fn settle(&mut self, now: Time, coming: bool) {
+        while let Some(open) = self.open.take_due(now, self.settings.wait_us) {
+            self.seal(open);
+        }
+        if !coming && !self.open.is_empty() && self.nobody_can_fill(now) {
+            self.seal_all();
+        }
+        if std::mem::take(&mut self.retry) {
+            for (id, at) in std::mem::take(&mut self.unplaced) {
+                self.place(id, at);
+            }
+        }
+        if self.first <= self.settled() {
+            // The checkpoint had passed what waited for members.
+            self.stabilize(self.stable);
+        }
+    }
+
+    fn seal_all(&mut self) {
+        while let Some(open) = self.open.take() {
+            self.seal(open);
+        }
+    }
+
+    /// When an open stripe is due.
+    pub fn next_timeout(&self) -> Option<Time> {
+        self.open.oldest().map(|since| since.after(self.settings.wait_us))
+    }
+
+    fn note_active(&mut self, now: Time, client: ClientId) {
+        if now.0 >= self.turned.0 + 16 * self.settings.wait_us {
+            self.turned = now;
+            self.active.swap(0, 1);
+            self.active[0].clear();
+        }
+        self.active[0].insert(client);
+    }
+
+    /// Whether everybody who wrote of late waits for an answer already.
+    fn nobody_can_fill(&self, now: Time) -> bool {
+        let stale = now.0 >= self.turned.0 + 32 * self.settings.wait_us;
+        let waits = |client: &ClientId| self.sessions.get(client).is_none_or(|session| session.pending > 0);
+        stale || self.active.iter().flatten().all(waits)
+    }
+
+    /// Asserts what must hold between steps.
+    pub fn check(&self) {
+        assert!(self.stable <= self.covered || self.entries.is_empty(), "covered lies behind stable");
+        assert!(self.covered < self.next(), "covered past the head");
+        debug_assert!(
+            !rule::on(Rule::Custody)
+                || self.shares.iter().all(|(share, (id, at))| {
+                    let holder =
+                        self.stripes.get(id).and_then(|stripe| stripe.rows.get(*at)).and_then(|row| row.holder);
+                    holder.is_some_and(|(client, as_share)| {
+                        as_share == *share
+                            && self.sessions.get(&client).is_none_or(|session| session.shares.contains(share))
+                    })
+                })
+        );
+    }
+}
+
+impl Row {
+    fn new(body: Bytes) -> Self {
+        let cost = body.len() as u64 + HEADER_COST + SEAL_COST;
+        Self { body, cost, holder: None, confirmed: false }
+    }
+}
+
+impl Session {
+    fn can_hold(&self) -> bool {
+        self.counts && self.room > 0 && !self.leaving
+    }
+}
+
+impl Stripe {
+    fn is_confirmed(&self) -> bool {
+        let confirmed = |row: &Row| row.holder.is_some() && (row.confirmed || !rule::on(Rule::CoverConfirmed));
+        self.rows.iter().all(confirmed)
+    }
+}
+
+fn encode(row: u8, members: Vec<Member>, symbol: Bytes) -> Bytes {
+    let mut body = Vec::with_capacity(symbol.len() + 48 * members.len() + 8);
+    Plain::Stripe { row, members, symbol }.encode(&mut body);
+    body.into()
+}
