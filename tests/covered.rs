@@ -160,7 +160,8 @@ async fn two_clients_die_with_the_primary() {
 async fn holders_cover_a_single_writer() {
     let mut service = Service::start(covered(1), Some(ShareKey::generate().unwrap())).await;
     let writer = service.client("rack-1", SessionRole::Writer).await;
-    let holders = [service.client("rack-2", SessionRole::Holder).await, service.client("rack-3", SessionRole::Holder).await];
+    let holders =
+        [service.client("rack-2", SessionRole::Holder).await, service.client("rack-3", SessionRole::Holder).await];
     assert_eq!(holders[0].write(&b"x"[..]).await.unwrap_err().code(), Code::InvalidArgument);
     service.cut().await;
     for n in 0..50 {

@@ -13,6 +13,7 @@ use tagalong::log::{ClientId, GapPolicy, Level};
 use tagalong::node::RecoveryPolicy;
 use tagalong::{Code, Error, ErrorKind, Result};
 
+mod hold;
 mod kv;
 mod operate;
 mod serve;
@@ -44,6 +45,8 @@ enum Command {
     /// Read and write the key-value store.
     #[command(subcommand)]
     Kv(kv::KvCommands),
+    /// Keep shares for others: one more failure domain for what is covered.
+    Hold(hold::HoldArgs),
     /// Write a new secret under which clients keep shares for each other.
     ShareKey(share_key::ShareKeyArgs),
     /// Run a node: a primary, or with --follow its backup.
@@ -156,6 +159,7 @@ async fn run(command: Command) -> Result<ExitCode> {
         Command::EndSession(args) => operate::end_session(args).await,
         Command::Stop(args) => operate::stop(args).await,
         Command::Kv(command) => kv::run(command).await,
+        Command::Hold(args) => hold::hold(args).await,
         Command::ShareKey(args) => share_key::share_key(&args),
         Command::Serve(args) => serve::serve(*args).await,
     }
@@ -163,7 +167,7 @@ async fn run(command: Command) -> Result<ExitCode> {
 
 fn main() -> ExitCode {
     let command = Cli::parse().command;
-    log_to_stderr(if matches!(command, Command::Serve(_)) { "info" } else { "warn" });
+    log_to_stderr(if matches!(command, Command::Serve(_) | Command::Hold(_)) { "info" } else { "warn" });
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Error::from);
     match runtime.and_then(|runtime| runtime.block_on(run(command))) {
         Ok(code) => code,

@@ -249,7 +249,7 @@ async fn opened(recovery: &Recovery) -> Result<Primary> {
 }
 
 /// A request to stop, from the outside.
-async fn signalled() {
+pub(crate) async fn signalled() {
     #[cfg(unix)]
     {
         use tokio::signal::unix::{SignalKind, signal};

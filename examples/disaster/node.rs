@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use tagalong::log::{ClientId, Epoch, EpochStart, Level, Lsn};
 use tagalong::net::{NodeEvents, ShareKey};
 use tagalong::node::NodeEvent;
-use tagalong::primary::{PrimarySettings, Privacy};
+use tagalong::primary::PrimarySettings;
 use tagalong::store::file::{FileLog, FileLogOptions};
 use tagalong::{Backup, Primary};
 
@@ -54,8 +54,7 @@ fn settings(args: &NodeArgs) -> PrimarySettings {
         Mode::Sync => Level::Stable,
     };
     let f = if args.mode == Mode::Covered { args.f } else { 0 };
-    let privacy = if args.share_key.is_some() { Privacy::Open } else { Privacy::Withheld };
-    PrimarySettings { lowest, f, privacy, ..PrimarySettings::default() }
+    PrimarySettings { lowest, f, ..PrimarySettings::default() }
 }
 
 async fn primary(args: NodeArgs) -> Result<()> {

@@ -153,6 +153,10 @@ pub struct ClientStats {
     pub cached_headers: usize,
     /// Bytes of both.
     pub cache_bytes: u64,
+    /// Shares of others' entries that this client keeps.
+    pub cached_shares: usize,
+    /// Bytes of those.
+    pub share_bytes: u64,
     /// Commands that have a number and were not sent yet.
     pub unsent: usize,
 }
@@ -629,6 +633,8 @@ impl TaggedClient {
             cached_commands: image.commands.len(),
             cached_headers: image.headers.len(),
             cache_bytes: image.bytes,
+            cached_shares: image.shares.len(),
+            share_bytes: image.share_bytes,
             unsent: inner.core.unsent(),
         }
     }

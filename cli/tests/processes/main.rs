@@ -19,6 +19,7 @@ mod audit;
 mod bad_input;
 mod client;
 mod disaster;
+mod holders;
 mod node;
 mod relay;
 mod restart;
