@@ -171,6 +171,7 @@ impl PrimarySettings {
     ///
     /// # Errors
     /// [`Code::InvalidArgument`] if shares are to be sealed without a key.
+    #[cfg(feature = "grpc")]
     pub(crate) fn with_key(self, key: bool) -> Result<Self> {
         match self.privacy {
             _ if key => Ok(Self { privacy: Privacy::Sealed, ..self }),
