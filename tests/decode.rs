@@ -529,6 +529,15 @@ fn a_column_longer_than_a_row_that_has_it_contradicts() {
     assert_eq!(decoder.insert(&[(3, 1)], &[1, 2]).unwrap(), Inserted::Useful);
     let solved: Vec<_> = decoder.take_solved().into_iter().map(|(key, _)| key).collect();
     assert_eq!((solved, decoder.contradictions()), (vec![3, 2], 1));
+
+    // The same, by a longer row that is not solved itself; zeros are no contradiction, and are left out.
+    for (end, solved, contradictions) in [(3, vec![], 1), (0, vec![(1, Bytes::from_static(&[0, 4]))], 0)] {
+        let mut decoder = Decoder::new(u64::MAX);
+        assert_eq!(decoder.insert(&[(1, 1), (2, 1), (3, 1)], &[1, 6]).unwrap(), Inserted::Useful);
+        assert_eq!(decoder.insert(&[(2, 1), (3, 1)], &[1, 2, end]).unwrap(), Inserted::Useful);
+        assert_eq!((decoder.take_solved(), decoder.contradictions()), (solved, contradictions));
+        assert_eq!(decoder.unsolved().collect::<Vec<_>>(), [2, 3]);
+    }
 }
 
 #[test]
@@ -552,4 +561,42 @@ fn solved_bytes_are_counted_and_rows_are_not_any_more() {
     assert_eq!(error.code(), Code::TooLarge);
     assert!(error.message().contains("raise"), "{error}");
     assert_eq!(tight.take_solved().len(), 2);
+
+    // What is left does not depend on the way there, and columns count too.
+    let mut direct = Decoder::new(u64::MAX);
+    direct.insert(&[(1, 1)], &[1; 1000]).unwrap();
+    direct.insert(&[(2, 1)], &[1; 1000]).unwrap();
+    assert_eq!(direct.unsolved().count(), 0);
+    assert_eq!(direct.bytes(), decoder.bytes());
+    assert_eq!(direct.take_solved().len(), 2);
+    let all = |step: u8| (10..1010).zip((0..7).map(|number| 1 + step * number).cycle()).collect::<Vec<_>>();
+    direct.insert(&all(0), &[]).unwrap();
+    let first = direct.bytes() - decoder.bytes();
+    direct.insert(&all(1), &[]).unwrap();
+    let second = direct.bytes() - decoder.bytes() - first;
+    assert!(first > second + 50_000 && second > 20_000, "{first}, then {second}");
+}
+
+#[test]
+fn a_value_whose_row_gets_too_large_is_refused() {
+    // Without column 1 the short row has to go behind the long one, and gets as long.
+    let short = |decoder: &mut Decoder<u8>| decoder.insert(&[(1, 1), (2, 1), (3, 1)], &[6; 10]);
+    let long = |decoder: &mut Decoder<u8>| decoder.insert(&[(2, 1), (3, 2), (4, 1)], &[7; 5000]);
+    let mut wide = Decoder::new(u64::MAX);
+    short(&mut wide).unwrap();
+    long(&mut wide).unwrap();
+
+    let mut tight = Decoder::new(wide.bytes());
+    short(&mut tight).unwrap();
+    long(&mut tight).unwrap();
+    let before = tight.clone();
+    let error = tight.know(1, Bytes::from_static(&[5; 10])).unwrap_err();
+    assert_eq!(error.code(), Code::TooLarge);
+    assert!(tight == before, "a refused value left something behind");
+    tight.know(3, Bytes::from_static(&[0; 10])).unwrap();
+    assert_eq!(tight.unsolved().collect::<Vec<_>>(), [1, 2, 4]);
+
+    wide.know(1, Bytes::from_static(&[5; 10])).unwrap();
+    assert_eq!(wide.unsolved().collect::<Vec<_>>(), [2, 3, 4]);
+    assert!(wide.bytes() > tight.bytes() + 4000);
 }

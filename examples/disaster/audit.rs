@@ -18,15 +18,14 @@ const PART_BYTES: u32 = 256 << 10;
 /// One answer may take this long.
 const ANSWER: Duration = Duration::from_secs(30);
 
-/// What survived, and which files are not what they were, or cannot be judged.
-pub(crate) struct Audit {
+/// What survived, and how it compares with the files.
+pub(crate) struct Audit<'a> {
     pub(crate) survivor: Survivor,
-    pub(crate) different: Vec<String>,
-    pub(crate) changed: usize,
+    pub(crate) comparison: Comparison<'a>,
 }
 
 /// Audits the service at `endpoint`.
-pub(crate) async fn audit(endpoint: &str, source: &Source) -> Result<Audit> {
+pub(crate) async fn audit<'a>(endpoint: &str, source: &'a Source) -> Result<Audit<'a>> {
     let client = TaggedClient::builder("auditor").endpoints([endpoint]).connect().await?;
     let mut survivor = Survivor::default();
     loop {
@@ -50,8 +49,7 @@ pub(crate) async fn audit(endpoint: &str, source: &Source) -> Result<Audit> {
         read_values(&client, page, &mut survivor.values, &mut comparison).await?;
     }
     client.close().await?;
-    let (different, changed) = comparison.different();
-    Ok(Audit { survivor, different, changed })
+    Ok(Audit { survivor, comparison })
 }
 
 async fn read_values(

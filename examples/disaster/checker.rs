@@ -12,8 +12,15 @@
 //! * no version of a key was acknowledged to two writers (`split`);
 //! * the LSNs of the tags rise along the history (`misnumbered`);
 //! * the values are, byte for byte, what the history makes of them (`damaged`), and so are the files (in `source.rs`).
+//!
+//! Where a recovery was concluded by somebody's decision, something may be lost. Then its report has to be complete:
+//!
+//! * every acknowledged write that is lost is named by its LSN, or its client is (`unnamed`);
+//! * whoever lives is told of each of its own that is lost, and that what it saw is gone (`untold`);
+//! * and of what was lost neither the real time nor the winner of a version counts any more.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ops::Range;
 
 use crate::journal::{Journal, Line, What};
 use crate::ledger::{Reply, Stamp, link};
@@ -38,6 +45,31 @@ pub(crate) struct Survivor {
     pub(crate) values: BTreeMap<String, Value>,
 }
 
+/// What the report of a recovery names.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Named {
+    /// Somebody decided to go on without what was missing.
+    pub(crate) by_policy: bool,
+    /// The number of the new reign.
+    pub(crate) epoch: u64,
+    /// The LSN of its first entry: the reign before ends below it.
+    pub(crate) start: u64,
+    /// The highest LSN that anybody who was heard had observed.
+    pub(crate) observed: u64,
+    /// Lost LSNs below `start`.
+    pub(crate) gaps: Vec<Range<u64>>,
+    /// Clients that were not heard, by number.
+    pub(crate) missing: HashSet<u64>,
+}
+
+impl Named {
+    /// Whether an entry of an older reign is named as lost.
+    fn names(&self, epoch: u64, lsn: u64) -> bool {
+        let lost = (self.start..=self.observed).contains(&lsn) || self.gaps.iter().any(|gap| gap.contains(&lsn));
+        epoch < self.epoch && lost
+    }
+}
+
 /// What the checker found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Verdict {
@@ -59,13 +91,19 @@ pub(crate) struct Verdict {
     pub(crate) split: u64,
     pub(crate) misnumbered: u64,
     pub(crate) damaged: u64,
+    /// Of the lost, how many the report names by LSN, and how many by their client alone.
+    pub(crate) named: (u64, u64),
+    pub(crate) unnamed: u64,
+    pub(crate) untold: u64,
+    /// Keys of lost writes.
+    pub(crate) lost_keys: HashSet<String>,
     /// Some of the findings, for people.
     pub(crate) examples: Vec<String>,
 }
 
 impl Verdict {
     /// The findings by name; all zero when nothing is wrong.
-    pub(crate) fn counts(&self) -> [(&'static str, u64); 10] {
+    pub(crate) fn counts(&self) -> [(&'static str, u64); 12] {
         [
             ("lost", self.lost),
             ("displaced", self.displaced),
@@ -77,12 +115,20 @@ impl Verdict {
             ("split", self.split),
             ("misnumbered", self.misnumbered),
             ("damaged", self.damaged),
+            ("unnamed", self.unnamed),
+            ("untold", self.untold),
         ]
     }
 
     /// Whether nothing is wrong.
     pub(crate) fn is_clean(&self) -> bool {
         self.counts().iter().all(|(_, count)| *count == 0)
+    }
+
+    /// Whether nothing is wrong but that something is lost, which is named.
+    pub(crate) fn is_honest(&self) -> bool {
+        let excused = |kind| matches!(kind, "lost" | "lost_reads");
+        self.counts().iter().all(|(kind, count)| *count == 0 || excused(*kind))
     }
 
     fn find(&mut self, kind: &'static str, what: impl FnOnce() -> String) {
@@ -96,6 +142,8 @@ impl Verdict {
             "stale" => &mut self.stale,
             "split" => &mut self.split,
             "misnumbered" => &mut self.misnumbered,
+            "unnamed" => &mut self.unnamed,
+            "untold" => &mut self.untold,
             _ => &mut self.damaged,
         };
         *count += 1;
@@ -105,16 +153,29 @@ impl Verdict {
     }
 }
 
-/// Judges. The journals are those of all clients.
-pub(crate) fn check(journals: &[Journal], survivor: &Survivor) -> Verdict {
+/// Judges. The journals are those of all clients, whatever became of them.
+pub(crate) fn check(journals: &[Journal], survivor: &Survivor, named: &Named) -> Verdict {
     let mut verdict = Verdict::default();
     let issued = issued(journals);
     let replay = Replay::run(&issued, &survivor.history, &mut verdict);
-    check_writes(journals, &replay, &mut verdict);
-    check_reads(journals, &replay, &mut verdict);
-    check_real_time(journals, &mut verdict);
+    let mut gone = Gone::default();
+    check_writes(journals, &replay, named, &mut gone, &mut verdict);
+    check_reads(journals, &replay, named, &mut gone, &mut verdict);
+    if !named.by_policy {
+        // Nobody's decision explains it: then it has to fit all the same.
+        gone = Gone::default();
+    }
+    check_real_time(journals, &gone, &mut verdict);
     replay.check_values(survivor, &mut verdict);
     verdict
+}
+
+/// What did not survive.
+#[derive(Default)]
+struct Gone {
+    writes: HashSet<Stamp>,
+    /// By client and number.
+    reads: HashSet<(u64, u64)>,
 }
 
 type Issued<'a> = HashMap<Stamp, (&'a str, &'a What)>;
@@ -252,25 +313,28 @@ impl<'a> Replay<'a> {
     }
 }
 
-fn check_writes(journals: &[Journal], replay: &Replay<'_>, verdict: &mut Verdict) {
+fn check_writes(journals: &[Journal], replay: &Replay<'_>, named: &Named, gone: &mut Gone, verdict: &mut Verdict) {
     let mut writers: HashMap<(&str, u64), Stamp> = HashMap::new();
     let mut numbered: Vec<(u64, u64, Stamp)> = Vec::new();
     for journal in journals {
         let mut keys: HashMap<u64, &str> = HashMap::new();
-        let mut lost = HashSet::new();
+        let mut returned = HashSet::new();
+        // Serials, epochs and LSNs.
+        let mut lost: BTreeMap<u64, (u64, u64)> = BTreeMap::new();
         for line in &journal.lines {
             match line {
                 Line::Issued { serial, key, .. } => {
                     keys.insert(*serial, key);
                     verdict.unknown += 1;
                 }
-                Line::Acknowledged { serial, lsn, reply, .. } => {
+                Line::Acknowledged { serial, epoch, lsn, reply, .. } => {
                     let stamp = Stamp { client: journal.client, serial: *serial };
                     verdict.acked += 1;
                     verdict.unknown = verdict.unknown.saturating_sub(1);
                     match replay.replies.get(&stamp) {
                         None => {
-                            lost.insert(*serial);
+                            lost.insert(*serial, (*epoch, *lsn));
+                            verdict.lost_keys.extend(keys.get(serial).map(|key| (*key).to_owned()));
                             verdict.find("lost", || format!("{stamp:?}, acknowledged as {reply:?}"));
                         }
                         Some(now) if now != reply => {
@@ -280,7 +344,7 @@ fn check_writes(journals: &[Journal], replay: &Replay<'_>, verdict: &mut Verdict
                         Some(_) => {}
                     }
                     let key = keys.get(serial).copied().unwrap_or_default();
-                    if !reply.done {
+                    if !reply.done || (named.by_policy && lost.contains_key(serial)) {
                         continue;
                     }
                     if let Some(other) = writers.insert((key, reply.version), stamp) {
@@ -288,8 +352,27 @@ fn check_writes(journals: &[Journal], replay: &Replay<'_>, verdict: &mut Verdict
                         verdict.find("split", || format!("version {version} of {key}: {other:?} and {stamp:?}"));
                     }
                 }
-                Line::Returned { serial, .. } => verdict.returned += u64::from(lost.remove(serial)),
+                Line::Returned { serial, .. } if lost.contains_key(serial) => {
+                    returned.insert(*serial);
+                }
                 _ => {}
+            }
+        }
+        verdict.returned += returned.len() as u64;
+        for (serial, (epoch, lsn)) in lost {
+            let stamp = Stamp { client: journal.client, serial };
+            gone.writes.insert(stamp);
+            if !named.by_policy {
+                continue;
+            }
+            let missing = named.missing.contains(&journal.client);
+            match (named.names(epoch, lsn), missing) {
+                (true, _) => verdict.named.0 += 1,
+                (false, true) => verdict.named.1 += 1,
+                (false, false) => verdict.find("unnamed", || format!("{stamp:?}, LSN {lsn} of epoch {epoch}")),
+            }
+            if !missing && !returned.contains(&serial) {
+                verdict.find("untold", || format!("client {} of its lost write {serial}", journal.client));
             }
         }
     }
@@ -301,8 +384,11 @@ fn check_writes(journals: &[Journal], replay: &Replay<'_>, verdict: &mut Verdict
     }
 }
 
-fn check_reads(journals: &[Journal], replay: &Replay<'_>, verdict: &mut Verdict) {
+fn check_reads(journals: &[Journal], replay: &Replay<'_>, named: &Named, gone: &mut Gone, verdict: &mut Verdict) {
     for journal in journals {
+        let client = journal.client;
+        let told = journal.lines.iter().any(|line| matches!(line, Line::RolledBack { .. }));
+        let untold = named.by_policy && !told && !named.missing.contains(&client);
         let mut keys: HashMap<u64, &str> = HashMap::new();
         for line in &journal.lines {
             match line {
@@ -315,8 +401,11 @@ fn check_reads(journals: &[Journal], replay: &Replay<'_>, verdict: &mut Verdict)
                     let story = replay.stories.get(key).map(|story| story.at(*index)).unwrap_or_default();
                     let same_value = (story.version, story.length, story.crc) == (*version, *length, *crc);
                     if replay.chain_at(*index) != Some(*chain) || !same_value {
-                        let client = journal.client;
+                        gone.reads.insert((client, *number));
                         verdict.find("lost_reads", || format!("client {client} read version {version} of {key}"));
+                        if untold {
+                            verdict.find("untold", || format!("client {client} that its read {number} is of no state"));
+                        }
                     }
                 }
                 _ => {}
@@ -326,7 +415,7 @@ fn check_reads(journals: &[Journal], replay: &Replay<'_>, verdict: &mut Verdict)
 }
 
 /// Whoever began after somebody else knew a history of some length must see at least as much.
-fn check_real_time(journals: &[Journal], verdict: &mut Verdict) {
+fn check_real_time(journals: &[Journal], gone: &Gone, verdict: &mut Verdict) {
     /// An operation: when it began and ended, the history's length it saw, and whether it made it longer.
     struct Span {
         began: u64,
@@ -347,11 +436,17 @@ fn check_real_time(journals: &[Journal], verdict: &mut Verdict) {
                     asked.insert(*number, *at);
                 }
                 Line::Acknowledged { serial, at, reply, .. } => {
+                    if gone.writes.contains(&Stamp { client: journal.client, serial: *serial }) {
+                        continue;
+                    }
                     let began = issued.get(serial).copied().unwrap_or(*at);
                     let what = (journal.client, *serial);
                     spans.push(Span { began, ended: *at, index: reply.index, wrote: true, what });
                 }
                 Line::Answered { number, at, index, .. } => {
+                    if gone.reads.contains(&(journal.client, *number)) {
+                        continue;
+                    }
                     let began = asked.get(number).copied().unwrap_or(*at);
                     spans.push(Span {
                         began,
@@ -503,7 +598,11 @@ mod tests {
         }
 
         fn verdict(&self, history: &[Stamp]) -> Verdict {
-            check(&self.journals, &self.rebuilt(history))
+            self.judged(history, &Named::default())
+        }
+
+        fn judged(&self, history: &[Stamp], named: &Named) -> Verdict {
+            check(&self.journals, &self.rebuilt(history), named)
         }
     }
 
@@ -526,6 +625,97 @@ mod tests {
         assert_eq!(verdict.lost, 3, "{verdict:?}");
         assert_eq!(verdict.lost_reads, 2, "{verdict:?}");
         assert_eq!((verdict.displaced, verdict.duplicated, verdict.damaged), (0, 0, 0), "{verdict:?}");
+    }
+
+    /// The good life, with the last three writes lost by decision: two of client 1, one of client 0. LSNs are three more
+    /// than places in the history.
+    fn concluded() -> (Scene, Named) {
+        let mut scene = Scene::good();
+        scene.journals[0].lines.push(Line::RolledBack { epoch: 1, at: scene.at, observed: 28 });
+        let stop = Named { by_policy: true, epoch: 2, start: 26, observed: 28, ..Named::default() };
+        let lost: Vec<Stamp> = scene.history[22..].to_vec();
+        for stamp in lost {
+            let client = usize::try_from(stamp.client).expect("two clients");
+            scene.journals[client].lines.push(Line::Returned { serial: stamp.serial, at: scene.at });
+        }
+        scene.journals[1].lines.push(Line::RolledBack { epoch: 1, at: scene.at, observed: 28 });
+        (scene, stop)
+    }
+
+    #[test]
+    fn what_is_lost_by_decision_has_to_be_named_and_told() {
+        let (scene, stop) = concluded();
+        let verdict = scene.judged(&scene.history[..22], &stop);
+        assert_eq!((verdict.lost, verdict.named, verdict.returned), (3, (3, 0), 3), "{verdict:?}");
+        assert!(verdict.is_honest() && !verdict.is_clean(), "{verdict:?}");
+        assert_eq!(verdict.lost_keys.len(), 3 - usize::from(verdict.lost_keys.len() < 3), "{verdict:?}");
+
+        let short = Named { observed: 27, ..stop.clone() };
+        let verdict = scene.judged(&scene.history[..22], &short);
+        assert_eq!((verdict.named, verdict.unnamed), ((2, 0), 1), "the last one is named by nobody: {verdict:?}");
+        assert!(!verdict.is_honest());
+        let other = Named { epoch: 1, ..stop.clone() };
+        assert_eq!(scene.judged(&scene.history[..22], &other).unnamed, 3, "an LSN of the reign itself is no excuse");
+
+        let dead = Named { missing: HashSet::from([1]), ..short };
+        let verdict = scene.judged(&scene.history[..22], &dead);
+        assert_eq!((verdict.unnamed, verdict.untold), (0, 0), "its client was not heard: {verdict:?}");
+
+        let all = Named { by_policy: false, ..stop };
+        let verdict = scene.judged(&scene.history[..22], &all);
+        assert_eq!((verdict.lost, verdict.named), (3, (0, 0)), "nobody decided that: {verdict:?}");
+    }
+
+    #[test]
+    fn a_gap_in_the_middle_names_what_it_covers() {
+        let (scene, stop) = concluded();
+        let mut history = scene.history.clone();
+        let lost = history.remove(20);
+        let gaps = Named { start: 29, gaps: vec![24..25], ..stop };
+        let verdict = scene.judged(&history, &gaps);
+        assert_eq!((verdict.lost, verdict.named, verdict.unnamed), (1, (1, 0), 0), "{lost:?} {verdict:?}");
+    }
+
+    #[test]
+    fn who_is_not_told_is_found() {
+        let (scene, stop) = concluded();
+        let mute = |keep: fn(&Line) -> bool| {
+            let mut scene = concluded().0;
+            scene.journals.iter_mut().for_each(|journal| journal.lines.retain(keep));
+            scene.judged(&scene.history[..22], &stop)
+        };
+        let verdict = mute(|line| !matches!(line, Line::Returned { .. }));
+        assert_eq!((verdict.untold, verdict.unnamed), (3, 0), "{verdict:?}");
+        let verdict = mute(|line| !matches!(line, Line::RolledBack { .. }));
+        assert_eq!((verdict.untold, verdict.lost_reads), (2, 2), "{verdict:?}");
+        drop(scene);
+    }
+
+    #[test]
+    fn after_a_decision_time_goes_on_from_what_is_left() {
+        let (mut scene, stop) = concluded();
+        // The new reign's first write stands where a lost one stood.
+        scene.history.truncate(22);
+        scene.ledger = Ledger::default();
+        let survivors = scene.history.clone();
+        let rebuilt = scene.rebuilt(&survivors);
+        assert_eq!(rebuilt.history.len(), 22);
+        let mut other = Scene::good();
+        std::mem::swap(&mut other.journals, &mut scene.journals);
+        let stamp = Stamp { client: 0, serial: 99 };
+        let command = Command { stamp, key: "list/new".into(), act: Act::Append };
+        let chain = survivors.iter().fold(0, |chain, stamp| link(chain, *stamp));
+        let reply = Reply { index: 23, chain: link(chain, stamp), version: 1, done: true };
+        let at = other.at + 10;
+        other.journals[0].lines.push(Line::issued(at, &command));
+        let line = Line::Acknowledged { serial: 99, at: at + 10, latency: 10, epoch: 2, lsn: 27, reply };
+        other.journals[0].lines.push(line);
+        let history = [&survivors[..], &[stamp]].concat();
+        let verdict = other.judged(&history, &stop);
+        assert_eq!((verdict.stale, verdict.lost), (0, 3), "{verdict:?}");
+        assert!(verdict.is_honest(), "{verdict:?}");
+        let verdict = other.judged(&history, &Named::default());
+        assert!(verdict.stale > 0, "without a decision it is a step back: {verdict:?}");
     }
 
     #[test]
@@ -569,7 +759,7 @@ mod tests {
         let scene = Scene::good();
         let mut survivor = scene.rebuilt(&scene.history);
         survivor.history.push(Stamp { client: 9, serial: 1 });
-        assert_eq!(check(&scene.journals, &survivor).invented, 1);
+        assert_eq!(check(&scene.journals, &survivor, &Named::default()).invented, 1);
     }
 
     #[test]
@@ -636,7 +826,7 @@ mod tests {
         for damage in damages {
             let mut survivor = good.clone();
             damage(&mut survivor);
-            assert_eq!(check(&scene.journals, &survivor).damaged, 1);
+            assert_eq!(check(&scene.journals, &survivor, &Named::default()).damaged, 1);
         }
     }
 

@@ -59,6 +59,9 @@ pub(crate) struct ClientArgs {
     /// Where it holds what it wrote, so that a second life of it can go on; in memory without.
     #[arg(long)]
     pub(crate) cache: Option<PathBuf>,
+    /// It may be killed: whatever it does or learns has to be in the journal before anything follows from it.
+    #[arg(long)]
+    pub(crate) careful: bool,
     /// The journal of its first life, which was ended.
     #[arg(long)]
     pub(crate) earlier: Option<PathBuf>,
@@ -121,7 +124,7 @@ struct Load {
     scribe: Scribe,
     clock: Clock,
     in_flight: usize,
-    /// The process may be killed: what is issued has to be in the journal first.
+    /// The process may be killed.
     careful: bool,
     /// Operations a second.
     rate: Option<f64>,
@@ -145,10 +148,10 @@ impl Load {
             events: client.events(),
             client,
             workload: Workload::new(args.seed, args.number, args.clients, source),
-            scribe: Scribe::create(&args.journal)?,
+            scribe: Scribe::create(&args.journal, args.careful)?,
             clock: Clock::new(),
             in_flight: args.in_flight,
-            careful: args.cache.is_some(),
+            careful: args.careful,
             rate,
             planned: Duration::from_secs_f64(args.seconds.max(0.1)),
             started: Instant::now(),
@@ -267,9 +270,6 @@ impl Load {
     fn write(&mut self, command: Command) -> Result<()> {
         let clock = self.clock;
         self.scribe.note(&Line::issued(clock.now(), &command))?;
-        if self.careful {
-            self.scribe.flush()?;
-        }
         let (serial, payload) = (command.stamp.serial, command.encode());
         let started = Instant::now();
         // The number is taken here, in the order of the serials; only the waiting happens elsewhere.
@@ -304,30 +304,30 @@ impl Load {
             Ok(WriteOutcome::Acknowledged { tag, reply, .. }) => {
                 let reply =
                     Reply::decode(&reply).ok_or_else(|| format!("write {serial} was answered with nonsense"))?;
-                self.acked += 1;
-                self.workload.saw(&key, reply.version);
                 let (epoch, lsn) = tag.map_or((0, 0), |tag| (tag.epoch.number, tag.lsn.0));
                 Line::Acknowledged { serial, at, latency, epoch, lsn, reply }
             }
-            other => {
-                self.workload.gave_up(&key);
-                Line::Ended { serial, at, why: format!("{other:?}") }
-            }
+            other => Line::Ended { serial, at, why: format!("{other:?}") },
         };
+        // Written down first, used then: what this client acts on is known to have been acknowledged, if it is killed.
         self.scribe.note(&line)?;
+        if let Line::Acknowledged { reply, .. } = &line {
+            self.acked += 1;
+            self.workload.saw(&key, reply.version);
+        } else {
+            self.workload.gave_up(&key);
+        }
         Ok(())
     }
 
     fn on_read(&mut self, read: Read) -> Result<()> {
         let Read { number, at, result } = read;
         let line = match result.map(|bytes| Reading::decode(&bytes)) {
-            Ok(Some(reading)) => {
-                self.answered += 1;
-                Line::answered(number, at, &reading)
-            }
+            Ok(Some(reading)) => Line::answered(number, at, &reading),
             Ok(None) => return Err(format!("read {number} was answered with nonsense").into()),
             Err(error) => Line::Unanswered { number, at, why: error.to_string() },
         };
+        self.answered += u64::from(matches!(line, Line::Answered { .. }));
         self.scribe.note(&line)?;
         Ok(())
     }
@@ -336,6 +336,9 @@ impl Load {
         let at = self.clock.now();
         let line = match event {
             ClientEvent::Superseded { request, .. } => Line::Returned { serial: request.0, at },
+            ClientEvent::RolledBack { epoch, observed } => {
+                Line::RolledBack { epoch: epoch.number, at, observed: observed.0 }
+            }
             other => Line::Event { at, text: format!("{other:?}") },
         };
         eprintln!("{line}");

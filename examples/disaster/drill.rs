@@ -3,10 +3,15 @@
 //! ```text
 //!  start ── load ───────┬── cut ──────┬─ SIGKILL ─ promote ── rebuilt ── load ── stop ── flush, close ── check
 //!                       │ the link,   │ and the primary's
-//!                       │ wire lost   │ folder is gone
-//!        half the time ─┘             └─ --cut-before-ms later
+//!                       │ wire lost   │ folder is gone, with
+//!        half the time ─┘             │ --kill-clients more
+//!                                     └─ --cut-before-ms later
 //! ```
+//!
+//! Where more are dead than the mode can do without, the recovery has to wait; when it was seen to, it is concluded by
+//! `Stop`, as an operator would, and what its report names is what may be missing.
 
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
@@ -17,12 +22,12 @@ use tagalong::node::RecoveryPolicy;
 
 use crate::Result;
 use crate::audit::audit;
-use crate::checker::check;
+use crate::checker::{Named, Verdict, check};
 use crate::journal::{Clock, Journal, Line};
 use crate::report::{Mode, Pace, Row, grouped};
 use crate::screen::Screen;
-use crate::service::{Plan, Service};
-use crate::source::Source;
+use crate::service::{Plan, Service, Traffic};
+use crate::source::{Chunk, Source};
 
 /// The first part of the load is not measured.
 const WARM_UP: Duration = Duration::from_millis(500);
@@ -48,10 +53,19 @@ pub(crate) struct End {
     pub(crate) cut_before: Duration,
     /// Whether the clients are cut off with it, and hear no farewell of the primary's kernel.
     pub(crate) silent: bool,
-    /// How many clients are killed with it.
+    /// How many clients are killed with it, and what they held is gone.
+    pub(crate) kills: usize,
+    /// How many more are killed with it, on caches that stay.
     pub(crate) deaths: usize,
     /// Whether those come back, on their caches.
     pub(crate) return_after: Option<Duration>,
+}
+
+impl End {
+    /// How many clients are dead once everybody is back who comes back.
+    fn left_dead(&self) -> usize {
+        self.kills + if self.return_after.is_none() { self.deaths } else { 0 }
+    }
 }
 
 /// The longest latency that is told apart from a longer one.
@@ -67,6 +81,7 @@ struct Moments {
     cut: u64,
     killed: u64,
     promoted: u64,
+    opened: u64,
 }
 
 /// What was seen of the disaster from outside.
@@ -76,12 +91,20 @@ struct Disaster {
     wire_bytes: u64,
     delta_entries: u64,
     delta_bytes: u64,
+    /// What the links carried while the load was measured.
+    traffic: Traffic,
+    /// Shares that clients kept at the end, and their bytes.
+    kept: (u64, u64),
     /// Entries past the backup's own log that the recovery put there.
     rebuilt: u64,
-    /// The number of the epoch that came of it.
-    epoch: u64,
-    /// Sessions without which the recovery was concluded, by the names the report gives.
+    /// Of those, how many only shares supplied; and from how many shares.
+    decoded: (u64, u64),
+    /// What the report of the recovery names.
+    named: Named,
+    /// Sessions without which the recovery was concluded, by the names people give them.
     missing: Vec<String>,
+    /// How long the recovery was seen to wait for somebody's decision.
+    waited: Option<Duration>,
     /// What the recovery was doing, and for how long, as far as looking now and then can tell.
     phases: Phases,
 }
@@ -94,115 +117,221 @@ pub(crate) async fn run(plan: Plan, source: &Source, end: End, quiet: bool) -> R
     let mode = service.plan.mode;
 
     screen.phase("load");
-    service.order("start").await?;
+    service.begin().await?;
     let started = Instant::now();
     let disaster = bring_disaster(&mut service, &screen, started, end).await?;
     let rest = service.plan.load.saturating_sub(started.elapsed()).max(AFTERWARDS);
     watch(&mut service, &screen, started, Instant::now() + rest, "load on the new primary").await?;
 
     screen.phase("stopping: the rest of the files, and everything stable");
-    service.order("stop").await?;
-    service.finish_clients(DRAIN).await?;
+    let sessions = service.finish(DRAIN).await?;
     screen.phase("checking every journal against what survived");
     let audit = audit(&service.backup.endpoint, source).await?;
     service.backup.finish().await?;
     let journals = service.journals()?;
-    let verdict = tokio::task::block_in_place(|| check(&journals, &audit.survivor));
+    let verdict = tokio::task::block_in_place(|| check(&journals, &audit.survivor, &disaster.named));
+    let (different, changed) = audit.comparison.different(excused(&service, &journals, &disaster, &verdict));
     let moments = disaster.moments;
-    let first = first_after(&journals, &disaster);
+    let nobody = service.living().next().is_none();
+    let first = first_after(&journals, &disaster).or_else(|| nobody.then_some(moments.opened));
     let since = |at: u64| first.map(|first| Duration::from_micros(first.saturating_sub(at)));
     Ok(Row {
         mode,
+        f: if mode == Mode::Covered { service.plan.f } else { 0 },
+        killed: end.kills,
         pace: pace(&journals, moments.measured, moments.cut)?,
         verdict,
         recovery: since(moments.killed),
         promotion: since(moments.promoted),
+        waited: disaster.waited,
+        by_policy: disaster.named.by_policy,
         delta_entries: disaster.delta_entries,
         delta_bytes: disaster.delta_bytes,
         rebuilt: disaster.rebuilt,
+        decoded: disaster.decoded,
         wire_bytes: disaster.wire_bytes,
+        traffic: disaster.traffic,
+        kept: disaster.kept,
+        sessions,
         files: source.files.len(),
         bytes: source.bytes(),
-        different: audit.different,
-        changed: audit.changed,
+        different,
+        changed,
         missing: disaster.missing,
         phases: disaster.phases,
     })
 }
 
+/// Which parts of the files need not be there: what the dead did not get to store, and what is lost, and named.
+fn excused<'a>(
+    service: &'a Service,
+    journals: &'a [Journal],
+    disaster: &Disaster,
+    verdict: &'a Verdict,
+) -> impl Fn(Chunk) -> bool + 'a {
+    let clients = service.plan.clients;
+    let dead: HashSet<u64> =
+        service.clients.iter().filter(|client| client.is_dead).map(|client| client.number).collect();
+    let mut stored = HashSet::new();
+    for journal in journals.iter().filter(|journal| dead.contains(&journal.client)) {
+        let mut keys = HashMap::new();
+        for line in &journal.lines {
+            match line {
+                Line::Issued { serial, key, .. } => drop(keys.insert(*serial, key.as_str())),
+                Line::Acknowledged { serial, .. } => stored.extend(keys.get(serial).copied()),
+                _ => {}
+            }
+        }
+    }
+    let by_policy = disaster.named.by_policy;
+    move |chunk| {
+        let key = chunk.key();
+        let unstored = dead.contains(&Source::owner(chunk.file, clients)) && !stored.contains(key.as_str());
+        unstored || (by_policy && verdict.lost_keys.contains(&key))
+    }
+}
+
 /// Load for half of its time, then the cut, the kill, the promotion, until the new reign has opened.
 async fn bring_disaster(service: &mut Service, screen: &Screen, started: Instant, end: End) -> Result<Disaster> {
     let clock = Clock::new();
-    let mut moments = Moments { measured: clock.now() + crate::journal::micros(WARM_UP), ..Moments::default() };
+    let mut disaster = Disaster::default();
+    watch(service, screen, started, started + WARM_UP, "load").await?;
+    let (measured, before) = (clock.now(), service.traffic());
     watch(service, screen, started, started + service.plan.load / 2, "load").await?;
 
-    moments.cut = clock.now();
-    let wire_bytes = service.link.cut();
-    screen.phase(&format!("the link is cut, {} bytes on the wire are gone; the load goes on", grouped(wire_bytes)));
+    let mut moments = Moments { measured, cut: clock.now(), ..Moments::default() };
+    disaster.traffic = service.traffic() - before;
+    disaster.wire_bytes = service.link.cut();
+    let lost = grouped(disaster.wire_bytes);
+    screen.phase(&format!("the link is cut, {lost} bytes on the wire are gone; the load goes on"));
     watch(service, screen, started, Instant::now() + end.cut_before, "load, and the backup is out of reach").await?;
 
     // Asked just before the end; a primary too busy to answer is killed all the same.
     let status = tokio::time::timeout(STATUS, service.primary.admin.status()).await;
-    let status = status.ok().and_then(std::result::Result::ok);
+    if let Ok(Ok(status)) = status {
+        (disaster.delta_entries, disaster.delta_bytes) = (status.delta_entries, status.delta_bytes);
+        disaster.kept = (status.shares, status.share_bytes);
+    }
     if end.silent {
         service.near.cut();
     }
     moments.killed = clock.now();
-    service.primary.process.kill().await?;
-    service.kill_clients(end.deaths).await?;
-    std::fs::remove_dir_all(&service.primary.folder)?;
-    let (delta_entries, delta_bytes) = status.map_or((0, 0), |status| (status.delta_entries, status.delta_bytes));
-    let delta = grouped(delta_entries);
-    screen.phase(&format!("SIGKILL, folder deleted, with a delta of {delta} entries; promoting"));
+    service.kill(end.kills, end.deaths).await?;
+    let who = if end.kills > 0 {
+        format!(" and {} clients, folders deleted,", end.kills)
+    } else {
+        ", folder deleted,".into()
+    };
+    let delta = grouped(disaster.delta_entries);
+    screen.phase(&format!("SIGKILL for the primary{who} with a delta of {delta} entries; promoting"));
 
     moments.promoted = clock.now();
+    let promoted = Instant::now();
     service.backup.admin.promote(false, RecoveryPolicy::Wait).await?;
-    if end.deaths > 0 {
-        await_the_dead(service, screen, started, end).await?;
+    if await_the_dead(service, screen, started, end).await? {
+        disaster.waited = Some(promoted.elapsed());
     }
     let (opened, phases) = await_recovery(service, screen, started).await?;
-    let told = |what: &str| opened[what].as_u64().ok_or_else(|| format!("an opening without `{what}`"));
-    let rebuilt = told("start")?.saturating_sub(told("base")? + 1);
+    moments.opened = clock.now();
     // The cable is mended, long after: whoever hung on it learns that the other end is gone.
     service.link.close();
-    let epoch = told("epoch")?;
+    let told = |what: &str| opened[what].as_u64().ok_or_else(|| format!("an opening without `{what}`"));
+    disaster.rebuilt = told("start")?.saturating_sub(told("base")? + 1);
+    disaster.decoded = (told("decoded")?, told("shares")?);
+    disaster.named = named(service, &opened)?;
     let missing = opened["missing"].as_array().into_iter().flatten();
-    let mut missing: Vec<_> = missing.filter_map(Value::as_str).map(|session| name_of(service, session)).collect();
-    missing.sort_by_key(|name| (name.len(), name.clone()));
-    Ok(Disaster { moments, wire_bytes, delta_entries, delta_bytes, rebuilt, epoch, missing, phases })
+    disaster.missing = missing.filter_map(Value::as_str).map(|session| name_of(service, session)).collect();
+    disaster.missing.sort_by_key(|name| (name.len(), name.clone()));
+    (disaster.moments, disaster.phases) = (moments, phases);
+    Ok(disaster)
+}
+
+/// What the report of the recovery names.
+fn named(service: &Service, opened: &Value) -> Result<Named> {
+    let told = |what: &str| opened[what].as_u64().ok_or_else(|| format!("an opening without `{what}`"));
+    let missing: HashSet<&str> = opened["missing"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    let clients = service.clients.iter().filter(|client| missing.contains(client.session.as_str()));
+    let range = |gap: &Value| Some(gap[0].as_u64()?..gap[1].as_u64()?);
+    let gaps = opened["gaps"].as_array().into_iter().flatten().map(range).collect::<Option<_>>();
+    Ok(Named {
+        by_policy: opened["by_policy"].as_bool().ok_or("an opening without a word on policy")?,
+        epoch: told("epoch")?,
+        start: told("start")?,
+        observed: told("observed")?,
+        gaps: gaps.ok_or("a gap that is no range")?,
+        missing: clients.map(|client| client.number).collect(),
+    })
 }
 
 /// What an operator calls a session.
 fn name_of(service: &Service, session: &str) -> String {
-    let client = service.clients.iter().find(|client| client.session == session);
-    client.map_or_else(|| format!("session {session}"), |client| format!("client {}", client.number))
+    if let Some(client) = service.clients.iter().find(|client| client.session == session) {
+        return format!("client {}", client.number);
+    }
+    let mut bystanders = service.holders.iter().chain(&service.passers);
+    let bystander = bystanders.find(|bystander| bystander.session == session);
+    bystander.map_or_else(|| format!("session {session}"), |bystander| bystander.name.clone())
 }
 
-/// Sees that nothing is concluded without the dead, and then brings them back, or gives them up.
-async fn await_the_dead(service: &mut Service, screen: &Screen, started: Instant, end: End) -> Result<()> {
-    let needs_all = service.plan.mode == Mode::Tagged;
-    let until = Instant::now() + end.return_after.unwrap_or(PATIENCE);
+/// Sees that nothing is concluded without the dead where that needs a decision, brings back those who come back, and
+/// decides about the others. Returns whether a decision was needed.
+async fn await_the_dead(service: &mut Service, screen: &Screen, started: Instant, end: End) -> Result<bool> {
+    let (mode, f) = (service.plan.mode, service.plan.f);
+    if let Some(away) = end.return_after.filter(|_| end.deaths > 0) {
+        see_it_wait(service, screen, started, away, mode.waits_for(end.kills + end.deaths, f)).await?;
+        screen.phase("the killed clients come back, on their caches");
+        service.revive_clients().await?;
+    }
+    if !mode.waits_for(end.left_dead(), f) {
+        return Ok(false);
+    }
+    see_it_wait(service, screen, started, PATIENCE, true).await?;
+    // Whoever lives is to be heard, however long that takes.
+    let dead: Vec<String> =
+        service.clients.iter().filter(|client| client.is_dead).map(|client| client.session.clone()).collect();
+    let deadline = Instant::now() + RECOVERY;
+    let recovery = loop {
+        let status = service.backup.admin.status().await?;
+        let Some(recovery) = status.recovery.as_ref().filter(|_| status.status.role != Role::Primary) else {
+            return Err("the recovery was concluded without the clients that were killed".into());
+        };
+        if recovery.awaited.iter().all(|session| dead.contains(&session.to_string())) {
+            break recovery.clone();
+        }
+        if Instant::now() > deadline {
+            return Err(format!("clients that live did not report within {RECOVERY:?}: {}", describe(&status)).into());
+        }
+        screen.at(started.elapsed(), describe(&status));
+        tokio::time::sleep(LOOK).await;
+    };
+    let awaited: Vec<String> = recovery.awaited.iter().map(|session| name_of(service, &session.to_string())).collect();
+    screen.phase(&format!(
+        "{} never came: concluding, {} entries will be lost as far as is known",
+        awaited.join(", "),
+        recovery.lost_by_stop
+    ));
+    service.backup.admin.resolve(GapPolicy::Stop).await?;
+    Ok(true)
+}
+
+/// Looks at the recovery for a while; where somebody is missing that it cannot do without, it must not be over.
+async fn see_it_wait(
+    service: &mut Service,
+    screen: &Screen,
+    started: Instant,
+    time: Duration,
+    must_wait: bool,
+) -> Result<()> {
+    let until = Instant::now() + time;
     while Instant::now() < until {
         let status = service.backup.admin.status().await?;
-        // Elsewhere than in tagged mode nobody has to be heard, and it may be over by now.
-        if status.status.role == Role::Primary && needs_all {
+        if status.status.role == Role::Primary && must_wait {
             return Err("the recovery was concluded without the clients that were killed".into());
         }
         screen.at(started.elapsed(), describe(&status));
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    if end.return_after.is_some() {
-        screen.phase("the killed clients come back, on their caches");
-        return service.revive_clients().await;
-    }
-    let status = service.backup.admin.status().await?;
-    let Some(recovery) = status.recovery.filter(|_| status.status.role != Role::Primary) else {
-        return Ok(());
-    };
-    let awaited: Vec<String> = recovery.awaited.iter().map(|session| name_of(service, &session.to_string())).collect();
-    let lost = recovery.lost_by_stop;
-    screen.phase(&format!("{} never came: concluding, {lost} entries will be lost", awaited.join(", ")));
-    Ok(service.backup.admin.resolve(GapPolicy::Stop).await?)
+    Ok(())
 }
 
 /// Watches the recovery until the backup is the primary; returns what that says of it, and how long the phases took.
@@ -210,7 +339,7 @@ async fn await_recovery(service: &mut Service, screen: &Screen, started: Instant
     let deadline = Instant::now() + RECOVERY;
     let (mut phases, mut looked, mut pause) = (Phases::new(), Instant::now(), LOOKS.0);
     loop {
-        service.check_clients()?;
+        service.check()?;
         // A look makes the node count what is missing: the longer it takes, the less often.
         let opened = service.backup.process.hear("opened", pause).await?;
         let (now, past) = (Instant::now(), looked);
@@ -254,7 +383,7 @@ fn describe(status: &NodeStatus) -> String {
 /// Lets the load go on until then.
 async fn watch(service: &mut Service, screen: &Screen, started: Instant, until: Instant, what: &str) -> Result<()> {
     loop {
-        service.check_clients()?;
+        service.check()?;
         service.backup.process.check()?;
         let (acked, reads) = (grouped(service.progress("acked")), grouped(service.progress("reads")));
         let (held, left) = (service.progress("cached"), service.progress("chunks_left"));
@@ -268,21 +397,30 @@ async fn watch(service: &mut Service, screen: &Screen, started: Instant, until: 
     }
 }
 
-/// Runs a service without a disaster, and gives the latencies of its writes.
-pub(crate) async fn measure(plan: Plan, quiet: bool, title: &str) -> Result<Pace> {
+/// What a service without a disaster costs.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Cost {
+    pub(crate) pace: Pace,
+    pub(crate) traffic: Traffic,
+    /// Sessions that opened and closed meanwhile.
+    pub(crate) sessions: u64,
+}
+
+/// Runs a service without a disaster.
+pub(crate) async fn measure(plan: Plan, quiet: bool, title: &str) -> Result<Cost> {
     let screen = Screen::new(title, plan.load, quiet);
     let mut service = Service::start(plan).await?;
     let clock = Clock::new();
-    service.order("start").await?;
+    service.begin().await?;
     let started = Instant::now();
-    let measured = clock.now() + crate::journal::micros(WARM_UP);
     let until = started + service.plan.load;
+    watch(&mut service, &screen, started, started + WARM_UP, "warming up").await?;
+    let (measured, before) = (clock.now(), service.traffic());
     watch(&mut service, &screen, started, until, "measuring").await?;
-    let end = clock.now();
-    service.order("stop").await?;
-    service.finish_clients(DRAIN).await?;
+    let (end, after) = (clock.now(), service.traffic());
+    let sessions = service.finish(DRAIN).await?;
     // Nothing of it is wanted any more: the rest is killed.
-    pace(&service.journals()?, measured, end)
+    Ok(Cost { pace: pace(&service.journals()?, measured, end)?, traffic: after - before, sessions })
 }
 
 /// Latencies and throughput of what was issued and acknowledged between two moments.
@@ -300,7 +438,13 @@ fn pace(journals: &[Journal], from: u64, upto: u64) -> Result<Pace> {
     let span = Duration::from_micros(upto.saturating_sub(from)).as_secs_f64();
     #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
     let writes_per_s = if span > 0.0 { latencies.len() as f64 / span } else { 0.0 };
-    Ok(Pace { writes_per_s, p50_us: latencies.value_at_quantile(0.5), p99_us: latencies.value_at_quantile(0.99) })
+    Ok(Pace {
+        writes: latencies.len(),
+        writes_per_s,
+        p50_us: latencies.value_at_quantile(0.5),
+        p99_us: latencies.value_at_quantile(0.99),
+        max_us: latencies.max(),
+    })
 }
 
 /// When the first write was acknowledged by the new primary.
@@ -309,7 +453,7 @@ fn first_after(journals: &[Journal], disaster: &Disaster) -> Option<u64> {
     let times = lines.filter_map(|line| match line {
         Line::Acknowledged { at, epoch, .. } => {
             // A reply without a tag tells no epoch; after the promotion there is only one to come from.
-            let is_after = if *epoch > 0 { *epoch >= disaster.epoch } else { *at > disaster.moments.promoted };
+            let is_after = if *epoch > 0 { *epoch >= disaster.named.epoch } else { *at > disaster.moments.promoted };
             (is_after && *at > disaster.moments.killed).then_some(*at)
         }
         _ => None,
@@ -339,7 +483,8 @@ mod tests {
     #[test]
     fn the_first_acknowledgement_of_the_new_reign_ends_the_recovery() {
         let moments = Moments { killed: 100, promoted: 110, ..Moments::default() };
-        let disaster = Disaster { moments, epoch: 2, ..Disaster::default() };
+        let named = Named { epoch: 2, ..Named::default() };
+        let disaster = Disaster { moments, named, ..Disaster::default() };
         let lines = vec![acknowledged(101, 5, 1), acknowledged(130, 40, 2), acknowledged(120, 40, 1)];
         assert_eq!(first_after(&[Journal { client: 0, lines }], &disaster), Some(130));
         let lines = vec![acknowledged(105, 5, 0), acknowledged(140, 40, 0)];

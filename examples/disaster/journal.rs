@@ -10,6 +10,7 @@
 //! R number at index chain version length crc   answered
 //! N number at WHY                              not answered
 //! S serial at                                  acknowledged before, and given back: it did not survive
+//! B epoch at lsn                               told that what was observed up to there did not survive
 //! E at TEXT                                    an event of the library
 //! . acknowledged                               the last line: without it the journal is not whole
 //! ```
@@ -66,6 +67,7 @@ pub(crate) enum Line {
     Answered { number: u64, at: u64, index: u64, chain: u64, version: u64, length: u64, crc: u32 },
     Unanswered { number: u64, at: u64, why: String },
     Returned { serial: u64, at: u64 },
+    RolledBack { epoch: u64, at: u64, observed: u64 },
     Event { at: u64, text: String },
 }
 
@@ -111,6 +113,7 @@ impl fmt::Display for Line {
             }
             Line::Unanswered { number, at, why } => write!(f, "N {number} {at} {}", flat(why)),
             Line::Returned { serial, at } => write!(f, "S {serial} {at}"),
+            Line::RolledBack { epoch, at, observed } => write!(f, "B {epoch} {at} {observed}"),
             Line::Event { at, text } => write!(f, "E {at} {}", flat(text)),
         }
     }
@@ -168,6 +171,7 @@ fn parse(line: &str) -> Option<Line> {
             Line::Answered { number: first, at, index, chain, version, length, crc }
         }
         "S" => Line::Returned { serial: first, at },
+        "B" => Line::RolledBack { epoch: first, at, observed: words.take()? },
         "N" => Line::Unanswered { number: first, at, why: words.text()?.into() },
         _ => return None,
     })
@@ -177,16 +181,20 @@ fn parse(line: &str) -> Option<Line> {
 pub(crate) struct Scribe {
     out: BufWriter<File>,
     acknowledged: u64,
+    careful: bool,
 }
 
 impl Scribe {
-    pub(crate) fn create(path: &Path) -> io::Result<Self> {
-        Ok(Self { out: BufWriter::with_capacity(256 << 10, File::create(path)?), acknowledged: 0 })
+    /// With `careful` a line is the system's before [`note`](Scribe::note) returns: what follows from it may be done
+    /// then, though the process be killed the next moment.
+    pub(crate) fn create(path: &Path, careful: bool) -> io::Result<Self> {
+        Ok(Self { out: BufWriter::with_capacity(256 << 10, File::create(path)?), acknowledged: 0, careful })
     }
 
     pub(crate) fn note(&mut self, line: &Line) -> io::Result<()> {
         self.acknowledged += u64::from(matches!(line, Line::Acknowledged { .. }));
-        writeln!(self.out, "{line}")
+        writeln!(self.out, "{line}")?;
+        if self.careful { self.out.flush() } else { Ok(()) }
     }
 
     pub(crate) fn flush(&mut self) -> io::Result<()> {
@@ -259,6 +267,7 @@ mod tests {
             Line::Answered { number: 1, at: 23, index: 5, chain: 6, version: 7, length: 8, crc: 9 },
             Line::Unanswered { number: 2, at: 24, why: "Deadline: it took too long".into() },
             Line::Returned { serial: 1, at: 25 },
+            Line::RolledBack { epoch: 1, at: 25, observed: 9 },
             Line::Event { at: 25, text: "attached in 2@1".into() },
         ]
     }
@@ -267,12 +276,24 @@ mod tests {
     fn what_is_written_is_read() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("journal");
-        let mut scribe = Scribe::create(&path).expect("a file");
+        let mut scribe = Scribe::create(&path, false).expect("a file");
         for line in lines() {
             scribe.note(&line).expect("a write");
         }
+        assert_eq!(Journal::read_torn(3, &path).expect("a journal").lines, []);
         scribe.finish().expect("a write");
         assert_eq!(Journal::read(3, &path).expect("a journal").lines, lines());
+    }
+
+    #[test]
+    fn a_careful_scribe_needs_no_farewell() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("journal");
+        let mut scribe = Scribe::create(&path, true).expect("a file");
+        for (count, line) in (1..).zip(lines()) {
+            scribe.note(&line).expect("a write");
+            assert_eq!(Journal::read_torn(3, &path).expect("a journal").lines, lines()[..count]);
+        }
     }
 
     #[test]

@@ -15,6 +15,7 @@ use std::time::Duration;
 use clap::{Parser, Subcommand};
 
 mod audit;
+mod bystander;
 mod checker;
 mod client;
 mod drill;
@@ -58,9 +59,30 @@ struct Arguments {
     /// Round trip between a client and a node.
     #[arg(long, default_value_t = 1.0, value_parser = millis)]
     client_rtt_ms: f64,
-    /// Which way of replication [default: all].
+    /// Which ways of replication, with commas between them: async, sync, tagged-unshared, tagged, covered [default: all;
+    /// tagged-unshared only where clients are killed].
     #[arg(long, value_parser = modes)]
     mode: Option<Modes>,
+    /// How many failure domains `covered` covers for.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=16))]
+    f: u8,
+    /// Tagged means tagged-unshared: clients keep no shares for each other.
+    #[arg(long)]
+    no_shares: bool,
+    /// So many processes more that only keep shares.
+    #[arg(long, default_value_t = 0, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(..=1000))]
+    holders: u64,
+    /// So many processes more whose sessions open and close all the time.
+    #[arg(long, default_value_t = 0, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(..=1000))]
+    churn: u64,
+    /// So many clients get a SIGKILL together with the primary, and what they held is gone like what the primary had.
+    /// Where that is more than the mode covers for, the recovery is concluded without them once it was seen to wait, and
+    /// all that is lost has to be named.
+    #[arg(long, default_value_t = 0, value_name = "COUNT")]
+    kill_clients: u64,
+    /// Clients hold what they wrote in files, as with --client-deaths; those of killed clients are deleted.
+    #[arg(long)]
+    file_caches: bool,
     /// Seconds of load in each mode, the disaster in the middle [default: 8, and 3 where it is measured].
     #[arg(long, value_parser = seconds)]
     seconds: Option<f64>,
@@ -70,8 +92,8 @@ struct Arguments {
     /// At the SIGKILL the clients' links to the primary go silent, instead of being closed by its kernel.
     #[arg(long)]
     silent: bool,
-    /// So many clients get a SIGKILL together with the primary; all clients hold what they wrote in files then, and the
-    /// killed ones are started again on theirs.
+    /// So many clients (more) get a SIGKILL together with the primary; all clients hold what they wrote in files then, and
+    /// these are started again on theirs.
     #[arg(long, default_value_t = 0, value_name = "COUNT")]
     client_deaths: u64,
     /// The killed clients stay dead: the recovery waits for them, until it is concluded without.
@@ -95,9 +117,10 @@ struct Arguments {
     /// Keep everything the processes wrote, in this folder.
     #[arg(long, value_name = "PATH")]
     keep: Option<PathBuf>,
-    /// No disaster: measure what the distance costs, at 0 and 100 ms, in all modes.
-    #[arg(long)]
-    measure: bool,
+    /// No disaster: measure what the distance costs, at 0 and 100 ms, in all modes; or what coverage costs, with 8 and
+    /// with 64 clients; or what sessions that come and go cost.
+    #[arg(long, value_name = "WHAT", num_args = 0..=1, default_missing_value = "distance")]
+    measure: Option<measure::What>,
     /// How often each case is measured.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=1000))]
     repeats: u64,
@@ -114,6 +137,12 @@ enum Part {
     /// A client (for the drill's own use).
     #[command(hide = true)]
     Client(client::ClientArgs),
+    /// A client that only keeps shares (for the drill's own use).
+    #[command(hide = true)]
+    Holder(bystander::BystanderArgs),
+    /// A client that comes and goes (for the drill's own use).
+    #[command(hide = true)]
+    Passer(bystander::BystanderArgs),
 }
 
 /// Which modes.
@@ -121,12 +150,34 @@ enum Part {
 struct Modes(Vec<Mode>);
 
 fn modes(text: &str) -> Result<Modes, String> {
-    match text {
-        "all" => Ok(Modes(Mode::ALL.to_vec())),
-        text => {
-            let mode = Mode::ALL.into_iter().find(|mode| mode.name() == text);
-            mode.map(|mode| Modes(vec![mode])).ok_or_else(|| "one of all, async, sync, tagged".into())
+    if text == "all" {
+        return Ok(Modes(Mode::ALL.to_vec()));
+    }
+    let mode = |name| Mode::ALL.into_iter().find(|mode| mode.name() == name);
+    let modes: Option<Vec<Mode>> = text.split(',').map(mode).collect();
+    modes.map(Modes).ok_or_else(|| "all, or some of async, sync, tagged-unshared, tagged, covered".into())
+}
+
+impl Arguments {
+    /// The modes of a drill.
+    fn modes(&self) -> Vec<Mode> {
+        let usual = || {
+            let unshared = self.kill_clients > 0 || self.no_shares;
+            Mode::ALL.into_iter().filter(|mode| *mode != Mode::Unshared || unshared).collect()
+        };
+        let mut modes = self.mode.clone().map_or_else(usual, |modes| modes.0);
+        if self.no_shares {
+            modes.iter_mut().filter(|mode| **mode == Mode::Tagged).for_each(|mode| *mode = Mode::Unshared);
+            modes.dedup();
         }
+        modes
+    }
+
+    fn check(&self) -> Result<()> {
+        if self.kill_clients + self.client_deaths > self.clients {
+            return Err("more clients are to be killed than there are".into());
+        }
+        Ok(())
     }
 }
 
@@ -147,12 +198,10 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     relay::sharpen_sleep();
     let result = match arguments.part {
-        Some(Part::Node(args)) => {
-            runtime(2).and_then(|runtime| runtime.block_on(with_log(node::run(args)))).map(|()| true)
-        }
-        Some(Part::Client(args)) => {
-            runtime(1).and_then(|runtime| runtime.block_on(with_log(client::run(args)))).map(|()| true)
-        }
+        Some(Part::Node(args)) => be(2, node::run(args)),
+        Some(Part::Client(args)) => be(1, client::run(args)),
+        Some(Part::Holder(args)) => be(1, bystander::hold(args)),
+        Some(Part::Passer(args)) => be(1, bystander::pass_by(args)),
         None => runtime(2).and_then(|runtime| runtime.block_on(until_interrupted(arguments))),
     };
     match result {
@@ -163,6 +212,11 @@ fn main() -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+/// One of the drill's own processes.
+fn be(threads: usize, part: impl Future<Output = Result<()>>) -> Result<bool> {
+    runtime(threads)?.block_on(with_log(part)).map(|()| true)
 }
 
 fn runtime(threads: usize) -> Result<tokio::runtime::Runtime> {
@@ -207,6 +261,7 @@ async fn stopped() -> Result<&'static str> {
 }
 
 async fn drills(arguments: Arguments) -> Result<bool> {
+    arguments.check()?;
     let root = arguments.dir.clone().unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
     let root = root.canonicalize().map_err(|error| format!("{}: {error}", root.display()))?;
     let source = Source::walk(&root).map_err(|error| format!("{}: {error}", root.display()))?;
@@ -232,12 +287,16 @@ async fn drills(arguments: Arguments) -> Result<bool> {
         seed: arguments.seed,
         in_flight,
         rate: if arguments.full_speed { 0 } else { arguments.rate },
-        load: Duration::from_secs_f64(arguments.seconds.unwrap_or(if arguments.measure { 3.0 } else { 8.0 })),
-        caches: arguments.client_deaths > 0,
+        load: Duration::from_secs_f64(arguments.seconds.unwrap_or(if arguments.measure.is_some() { 3.0 } else { 8.0 })),
+        caches: arguments.client_deaths > 0 || arguments.file_caches,
+        careful: arguments.client_deaths + arguments.kill_clients > 0,
+        f: arguments.f,
+        holders: arguments.holders,
+        passers: arguments.churn,
     };
-    if arguments.measure {
+    if let Some(what) = arguments.measure {
         let repeats = usize::try_from(arguments.repeats)?;
-        measure::run(plan, repeats, arguments.json).await?;
+        measure::run(what, plan, repeats, arguments.json).await?;
         return Ok(true);
     }
     let setting = Setting {
@@ -245,12 +304,15 @@ async fn drills(arguments: Arguments) -> Result<bool> {
         rtt_ms: arguments.rtt_ms,
         client_rtt_ms: arguments.client_rtt_ms,
         cut_before_ms: arguments.cut_before_ms,
+        killed: usize::try_from(arguments.kill_clients)?,
+        holders: arguments.holders,
+        passers: arguments.churn,
     };
     if !arguments.json {
         introduce(&arguments, &source)?;
     }
     let mut rows = Vec::new();
-    for mode in arguments.mode.clone().map_or_else(|| Mode::ALL.to_vec(), |modes| modes.0) {
+    for mode in arguments.modes() {
         let plan = plan(mode, Duration::from_secs_f64(arguments.rtt_ms / 1e3));
         let end = end(&arguments)?;
         let row = drill::run(plan, &source, end, arguments.json).await?;
@@ -272,6 +334,7 @@ fn end(arguments: &Arguments) -> Result<drill::End> {
     Ok(drill::End {
         cut_before: Duration::from_millis(arguments.cut_before_ms),
         silent: arguments.silent,
+        kills: usize::try_from(arguments.kill_clients)?,
         deaths: usize::try_from(arguments.client_deaths)?,
         return_after: (!arguments.never_back).then_some(RETURN_AFTER),
     })

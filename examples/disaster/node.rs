@@ -2,12 +2,13 @@
 
 use std::path::PathBuf;
 
-use serde_json::json;
-use tagalong::log::Level;
-use tagalong::net::NodeEvents;
-use tagalong::primary::PrimarySettings;
+use serde_json::{Value, json};
+use tagalong::log::{ClientId, Epoch, EpochStart, Level, Lsn};
+use tagalong::net::{NodeEvents, ShareKey};
+use tagalong::node::NodeEvent;
+use tagalong::primary::{PrimarySettings, Privacy};
 use tagalong::store::file::{FileLog, FileLogOptions};
-use tagalong::{Backup, Opened, Primary};
+use tagalong::{Backup, Primary};
 
 use crate::Result;
 use crate::ledger::Ledger;
@@ -23,6 +24,12 @@ pub(crate) struct NodeArgs {
     /// The mode of the service.
     #[arg(long)]
     pub(crate) mode: Mode,
+    /// How many failure domains it covers for, where it covers.
+    #[arg(long)]
+    pub(crate) f: u8,
+    /// Where the secret is under which shares are sealed.
+    #[arg(long)]
+    pub(crate) share_key: Option<PathBuf>,
     /// Where clients reach it.
     #[arg(long)]
     pub(crate) advertise: String,
@@ -39,27 +46,30 @@ pub(crate) async fn run(args: NodeArgs) -> Result<()> {
     }
 }
 
-fn settings(mode: Mode) -> PrimarySettings {
-    let lowest = match mode {
+fn settings(args: &NodeArgs) -> PrimarySettings {
+    let lowest = match args.mode {
         Mode::Async => Level::Local,
-        Mode::Tagged => Level::Tagged,
+        Mode::Unshared | Mode::Tagged => Level::Tagged,
+        Mode::Covered => Level::Covered,
         Mode::Sync => Level::Stable,
     };
-    PrimarySettings { lowest, ..PrimarySettings::default() }
+    let f = if args.mode == Mode::Covered { args.f } else { 0 };
+    let privacy = if args.share_key.is_some() { Privacy::Open } else { Privacy::Withheld };
+    PrimarySettings { lowest, f, privacy, ..PrimarySettings::default() }
 }
 
 async fn primary(args: NodeArgs) -> Result<()> {
     let mut orders = orders()?;
     let log = FileLog::open(&args.folder, FileLogOptions::default())?;
-    let primary = Primary::builder("east", log, Ledger::default())
-        .settings(settings(args.mode))
-        .advertise(args.advertise)
-        .start()
-        .await?;
-    note_events(primary.events());
+    let mut builder = Primary::builder("east", log, Ledger::default()).settings(settings(&args));
+    if let Some(path) = &args.share_key {
+        builder = builder.share_key(ShareKey::from_file(path)?);
+    }
+    let primary = builder.advertise(args.advertise).start().await?;
+    tell_events(primary.events());
     tell(&json!({ "event": "listening", "address": primary.local_addr().to_string() }));
     let opened = primary.opened().await?;
-    tell(&json!({ "event": "opened", "epoch": opened.epoch.number }));
+    tell(&json!({ "event": "serving", "epoch": opened.epoch.number }));
     tokio::select! {
         () = finish(&mut orders) => primary.stop().await.map(|_| ()).map_err(Into::into),
         why = primary.stopped() => Err(why.into()),
@@ -69,12 +79,12 @@ async fn primary(args: NodeArgs) -> Result<()> {
 async fn backup(args: NodeArgs, primary: String) -> Result<()> {
     let mut orders = orders()?;
     let log = FileLog::open(&args.folder, FileLogOptions::default())?;
-    let backup = Backup::builder("west", log, Ledger::default(), primary)
-        .settings(settings(args.mode))
-        .advertise(args.advertise)
-        .start()
-        .await?;
-    note_events(backup.events());
+    let mut builder = Backup::builder("west", log, Ledger::default(), primary).settings(settings(&args));
+    if let Some(path) = &args.share_key {
+        builder = builder.share_key(ShareKey::from_file(path)?);
+    }
+    let backup = builder.advertise(args.advertise).start().await?;
+    tell_events(backup.events());
     tell(&json!({ "event": "listening", "address": backup.local_addr().to_string() }));
     tokio::select! {
         followed = follow(&backup) => followed?,
@@ -89,17 +99,7 @@ async fn backup(args: NodeArgs, primary: String) -> Result<()> {
 async fn follow(backup: &Backup) -> Result<()> {
     backup.in_sync().await?;
     tell(&json!({ "event": "in-sync" }));
-    let (_, opened) = backup.promoted().await?.opened().await?;
-    let Opened { epoch, start, report, .. } = opened;
-    tell(&json!({
-        "event": "opened",
-        "epoch": epoch.number,
-        "start": start.0,
-        "base": report.base.0,
-        "observed": report.observed.0,
-        "missing": report.missing.iter().map(ToString::to_string).collect::<Vec<_>>(),
-        "gaps": report.gaps.len(),
-    }));
+    backup.promoted().await?.opened().await?;
     Ok(())
 }
 
@@ -107,11 +107,35 @@ async fn finish(orders: &mut tokio::sync::mpsc::Receiver<String>) {
     while orders.recv().await.is_some_and(|order| order != "finish") {}
 }
 
-/// Into the process's log, for whoever asks what happened.
-fn note_events(mut events: NodeEvents) {
+/// Into the process's log, for whoever asks what happened; and to the parent, how a reign began.
+fn tell_events(mut events: NodeEvents) {
     tokio::spawn(async move {
+        let mut decoded = (0, 0);
         while let Some(event) = events.next().await {
             eprintln!("{event:?}");
+            match event {
+                NodeEvent::Decoded { entries, shares } => decoded = (entries, shares),
+                NodeEvent::Opened { report, epoch, start } => tell(&opened(epoch, start, &report, decoded)),
+                _ => {}
+            }
         }
     });
+}
+
+/// A reign's beginning, with the report of the recovery that led to it.
+fn opened(epoch: Epoch, start: Lsn, report: &EpochStart, decoded: (u64, u64)) -> Value {
+    let session = |sessions: &[ClientId]| sessions.iter().map(ToString::to_string).collect::<Vec<_>>();
+    json!({
+        "event": "opened",
+        "epoch": epoch.number,
+        "start": start.0,
+        "base": report.base.0,
+        "observed": report.observed.0,
+        "by_policy": report.policy.is_some(),
+        "missing": session(&report.missing),
+        "excluded": session(&report.excluded),
+        "gaps": report.gaps.iter().map(|gap| [gap.start.0, gap.end.0]).collect::<Vec<_>>(),
+        "decoded": decoded.0,
+        "shares": decoded.1,
+    })
 }

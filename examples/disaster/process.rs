@@ -126,7 +126,12 @@ impl Process {
         }
     }
 
-    /// SIGKILL: no farewell, no flush.
+    /// SIGKILL: no farewell, no flush. It is sent when this returns; [`kill`](Process::kill) waits for the end.
+    pub(crate) fn start_kill(&mut self) -> Result<()> {
+        self.child.start_kill().map_err(|error| self.complaint(&format!("cannot be killed: {error}")))
+    }
+
+    /// SIGKILL, and the end.
     pub(crate) async fn kill(&mut self) -> Result<()> {
         self.child.kill().await.map_err(|error| self.complaint(&format!("cannot be killed: {error}")))
     }

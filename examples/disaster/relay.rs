@@ -58,8 +58,42 @@ struct Link {
     cut: AtomicBool,
     closed: AtomicBool,
     lost: AtomicU64,
+    /// Bytes taken from either end, by [`Way`].
+    carried: [AtomicU64; 2],
     lanes: Mutex<Vec<Weak<Lane>>>,
     sockets: Mutex<Vec<TcpStream>>,
+}
+
+/// A direction.
+#[derive(Clone, Copy)]
+enum Way {
+    /// From whoever connected to the target.
+    Up,
+    Down,
+}
+
+/// Bytes that a link took in, whether it delivered them or not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Carried {
+    /// From those who connected.
+    pub(crate) up: u64,
+    /// To them.
+    pub(crate) down: u64,
+}
+
+impl Carried {
+    /// Both ways.
+    pub(crate) fn both(self) -> u64 {
+        self.up + self.down
+    }
+}
+
+impl std::ops::Sub for Carried {
+    type Output = Carried;
+
+    fn sub(self, earlier: Carried) -> Carried {
+        Carried { up: self.up - earlier.up, down: self.down - earlier.down }
+    }
 }
 
 /// A listening end whose connections lead, with a delay, to a target.
@@ -79,6 +113,7 @@ impl Relay {
             cut: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             lost: AtomicU64::new(0),
+            carried: Default::default(),
             lanes: Mutex::default(),
             sockets: Mutex::default(),
         });
@@ -101,6 +136,12 @@ impl Relay {
     #[cfg(test)]
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Bytes it took in so far.
+    pub(crate) fn carried(&self) -> Carried {
+        let [up, down] = &self.link.carried;
+        Carried { up: up.load(Ordering::Relaxed), down: down.load(Ordering::Relaxed) }
     }
 
     /// Bytes on the wire now.
@@ -182,15 +223,19 @@ impl Link {
             sockets.push(near.try_clone()?);
             sockets.push(far.try_clone()?);
         }
-        self.lane(near.try_clone()?, far.try_clone()?)?;
-        self.lane(far, near)
+        self.lane(Way::Up, near.try_clone()?, far.try_clone()?)?;
+        self.lane(Way::Down, far, near)
+    }
+
+    fn count(&self, way: Way, read: usize) {
+        self.carried[way as usize].fetch_add(read as u64, Ordering::Relaxed);
     }
 
     /// One direction of a connection.
-    fn lane(self: &Arc<Self>, from: TcpStream, to: TcpStream) -> io::Result<()> {
+    fn lane(self: &Arc<Self>, way: Way, from: TcpStream, to: TcpStream) -> io::Result<()> {
         let link = Arc::clone(self);
         if self.one_way.is_zero() {
-            return spawn("relay-pump", move || link.pump(from, to));
+            return spawn("relay-pump", move || link.pump(way, from, to));
         }
         let lane = Arc::new(Lane::default());
         {
@@ -199,16 +244,17 @@ impl Link {
             lanes.push(Arc::downgrade(&lane));
         }
         let (reading, writing) = (Arc::clone(&lane), lane);
-        spawn("relay-read", move || link.read(&reading, from))?;
+        spawn("relay-read", move || link.read(way, &reading, from))?;
         let link = Arc::clone(self);
         spawn("relay-write", move || link.write(&writing, to))
     }
 
     /// A link without length needs no clock.
-    fn pump(&self, mut from: TcpStream, mut to: TcpStream) {
+    fn pump(&self, way: Way, mut from: TcpStream, mut to: TcpStream) {
         let mut buffer = vec![0; READ_BYTES];
         loop {
             let read = from.read(&mut buffer).unwrap_or(0);
+            self.count(way, read);
             if self.is_cut() {
                 self.lost.fetch_add(read as u64, Ordering::SeqCst);
                 return;
@@ -224,11 +270,12 @@ impl Link {
         }
     }
 
-    fn read(&self, lane: &Lane, mut from: TcpStream) {
+    fn read(&self, way: Way, lane: &Lane, mut from: TcpStream) {
         let mut buffer = vec![0; READ_BYTES];
         loop {
             let read = from.read(&mut buffer).unwrap_or(0);
             let sent = Instant::now();
+            self.count(way, read);
             let mut wire = lane.wire.lock();
             while wire.bytes > WIRE_BYTES_MAX && !self.is_closed() && !self.is_cut() {
                 lane.drained.wait(&mut wire);
@@ -398,6 +445,21 @@ mod tests {
         assert!(got == bytes);
         // With one 64 KiB read a round trip it would be 12 s.
         assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    }
+
+    #[test]
+    fn what_a_link_took_in_is_counted_by_direction() {
+        for millis in [0, 2] {
+            let (relay, mut near, mut far) = ends(Duration::from_millis(millis));
+            near.write_all(b"question").expect("a write");
+            far.read_exact(&mut [0; 8]).expect("it arrives");
+            let before = relay.carried();
+            assert_eq!(before, Carried { up: 8, down: 0 });
+            far.write_all(b"yes").expect("a write");
+            near.read_exact(&mut [0; 3]).expect("it arrives");
+            let answer = relay.carried() - before;
+            assert_eq!((answer, answer.both()), (Carried { up: 0, down: 3 }, 3));
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::checker::Verdict;
+use crate::service::Traffic;
 
 /// How the service replicates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -14,25 +15,61 @@ pub(crate) enum Mode {
     Async,
     /// Acknowledged when the backup has it.
     Sync,
-    /// Acknowledged by the primary, and held by the clients.
+    /// Acknowledged by the primary, and held by the client that wrote it, alone.
+    #[value(name = "tagged-unshared")]
+    Unshared,
+    /// The same, and shares of it go to other clients with what they are sent in any case.
     Tagged,
+    /// Acknowledged when the loss of so many clients, together with the primary, would cost nothing.
+    Covered,
 }
 
 impl Mode {
-    pub(crate) const ALL: [Mode; 3] = [Mode::Async, Mode::Sync, Mode::Tagged];
+    pub(crate) const ALL: [Mode; 5] = [Mode::Async, Mode::Sync, Mode::Unshared, Mode::Tagged, Mode::Covered];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
             Mode::Async => "async",
             Mode::Sync => "sync",
+            Mode::Unshared => "tagged-unshared",
             Mode::Tagged => "tagged",
+            Mode::Covered => "covered",
         }
     }
 
-    /// Whether the mode promises that nothing is lost.
-    pub(crate) fn promises(self) -> bool {
-        self != Mode::Async
+    /// Whether clients keep shares for each other.
+    pub(crate) fn shares(self) -> bool {
+        matches!(self, Mode::Tagged | Mode::Covered)
     }
+
+    /// Whether a recovery cannot conclude by itself without so many clients, where `f` are covered for.
+    pub(crate) fn waits_for(self, absent: usize, f: u8) -> bool {
+        match self {
+            Mode::Async | Mode::Sync => false,
+            Mode::Unshared | Mode::Tagged => absent > 0,
+            Mode::Covered => absent > usize::from(f),
+        }
+    }
+
+    /// What the mode promises when so many clients are lost for good, with the primary.
+    fn promise(self, killed: usize, f: u8) -> Promise {
+        match self {
+            Mode::Async => Promise::Nothing,
+            _ if self.waits_for(killed, f) => Promise::Named,
+            _ => Promise::Kept,
+        }
+    }
+}
+
+/// What has to hold after a disaster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Promise {
+    /// What was acknowledged may be lost.
+    Nothing,
+    /// What is lost is named, and whoever lives is told of it.
+    Named,
+    /// Nothing is lost.
+    Kept,
 }
 
 /// What a drill was asked to do, as far as the report repeats it.
@@ -42,31 +79,59 @@ pub(crate) struct Setting {
     pub(crate) rtt_ms: f64,
     pub(crate) client_rtt_ms: f64,
     pub(crate) cut_before_ms: u64,
+    pub(crate) killed: usize,
+    pub(crate) holders: u64,
+    pub(crate) passers: u64,
 }
 
 /// Latencies and throughput before the cut.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Pace {
+    pub(crate) writes: u64,
     pub(crate) writes_per_s: f64,
     pub(crate) p50_us: u64,
     pub(crate) p99_us: u64,
+    pub(crate) max_us: u64,
+}
+
+impl Pace {
+    /// Bytes of a link for each write.
+    pub(crate) fn per_write(&self, bytes: u64) -> u64 {
+        bytes / self.writes.max(1)
+    }
 }
 
 /// One mode's drill.
 #[derive(Clone, Debug)]
 pub(crate) struct Row {
     pub(crate) mode: Mode,
+    /// How many failure domains were covered for.
+    pub(crate) f: u8,
+    /// Clients that were killed with the primary, and what they held is gone.
+    pub(crate) killed: usize,
     pub(crate) pace: Pace,
     pub(crate) verdict: Verdict,
     /// From the SIGKILL to the first write acknowledged after it.
     pub(crate) recovery: Option<Duration>,
     /// From the promotion to the same.
     pub(crate) promotion: Option<Duration>,
+    /// Of that, how long the recovery was seen to wait for a decision.
+    pub(crate) waited: Option<Duration>,
+    /// It was concluded by one.
+    pub(crate) by_policy: bool,
     /// Entries the backup lacked at the SIGKILL.
     pub(crate) delta_entries: u64,
     pub(crate) delta_bytes: u64,
     /// Entries past the backup's own log that the recovery put there.
     pub(crate) rebuilt: u64,
+    /// Of those, how many only shares supplied; and from how many shares.
+    pub(crate) decoded: (u64, u64),
+    /// What the links carried while the load was measured.
+    pub(crate) traffic: Traffic,
+    /// Shares that clients kept when it ended, and their bytes.
+    pub(crate) kept: (u64, u64),
+    /// Sessions that opened and closed beside the load.
+    pub(crate) sessions: u64,
     /// Bytes that were on the wire to and from the backup when it was cut.
     pub(crate) wire_bytes: u64,
     pub(crate) files: usize,
@@ -83,8 +148,16 @@ pub(crate) struct Row {
 impl Row {
     /// Whether the drill kept what its mode promises, and came to its end at all.
     pub(crate) fn is_good(&self) -> bool {
-        let kept = self.verdict.is_clean() && self.different.is_empty();
-        (kept || !self.mode.promises()) && self.recovery.is_some() && self.verdict.acked > 0
+        let kept = match self.promise() {
+            Promise::Nothing => true,
+            Promise::Named => self.verdict.is_honest() && self.different.is_empty(),
+            Promise::Kept => self.verdict.is_clean() && self.different.is_empty(),
+        };
+        kept && self.recovery.is_some() && self.verdict.acked > 0
+    }
+
+    fn promise(&self) -> Promise {
+        self.mode.promise(self.killed, self.f)
     }
 
     /// One line of JSON.
@@ -128,6 +201,27 @@ impl Row {
             ("files_different", json!(self.different.len())),
             ("files_changed", json!(self.changed)),
             ("missing_clients", json!(self.missing.len())),
+            ("f", json!(self.f)),
+            ("killed_clients", json!(self.killed)),
+            ("holders", json!(setting.holders)),
+            ("decoded_entries", json!(self.decoded.0)),
+            ("decoded_from_shares", json!(self.decoded.1)),
+            ("by_policy", json!(self.by_policy)),
+            ("waited_ms", millis(self.waited)),
+            ("named_by_lsn", json!(v.named.0)),
+            ("named_by_client", json!(v.named.1)),
+            ("unnamed", json!(v.unnamed)),
+            ("untold", json!(v.untold)),
+            ("max_us", json!(self.pace.max_us)),
+            ("measured_writes", json!(self.pace.writes)),
+            ("wan_bytes", json!(self.traffic.wan.both())),
+            ("wan_bytes_per_write", json!(self.pace.per_write(self.traffic.wan.both()))),
+            ("to_clients_bytes", json!(self.traffic.near.down)),
+            ("from_clients_bytes", json!(self.traffic.near.up)),
+            ("shares_kept", json!(self.kept.0)),
+            ("share_bytes_kept", json!(self.kept.1)),
+            ("passers", json!(setting.passers)),
+            ("passed_sessions", json!(self.sessions)),
             ("good", json!(self.is_good())),
         ];
         // By hand, for the order: a map would sort it.
@@ -188,6 +282,42 @@ pub(crate) fn table(rows: &[Vec<String>]) -> String {
     out
 }
 
+/// What the modes cost on the links, and what became of those who died.
+fn links(rows: &[Row]) -> String {
+    let head = [
+        "mode",
+        "covers for",
+        "killed",
+        "decoded",
+        "lost",
+        "named by LSN",
+        "by client",
+        "max",
+        "WAN bytes a write",
+        "to clients",
+        "from clients",
+        "shares kept",
+    ];
+    let mut lines = vec![head.map(String::from).to_vec()];
+    for row in rows {
+        lines.push(vec![
+            row.mode.name().into(),
+            row.f.to_string(),
+            row.killed.to_string(),
+            grouped(row.decoded.0),
+            grouped(row.verdict.lost),
+            grouped(row.verdict.named.0),
+            grouped(row.verdict.named.1),
+            in_millis(row.pace.max_us),
+            grouped(row.pace.per_write(row.traffic.wan.both())),
+            grouped(row.pace.per_write(row.traffic.near.down)),
+            grouped(row.pace.per_write(row.traffic.near.up)),
+            format!("{} / {}", grouped(row.kept.0), in_mib(row.kept.1)),
+        ]);
+    }
+    table(&lines)
+}
+
 /// The picture at the end.
 pub(crate) fn picture(rows: &[Row], setting: &Setting) -> String {
     let head = [
@@ -219,14 +349,20 @@ pub(crate) fn picture(rows: &[Row], setting: &Setting) -> String {
             in_seconds(row.recovery),
         ]);
     }
+    let holders = if setting.holders > 0 { format!(" and {} holders", setting.holders) } else { String::new() };
+    let killed = match setting.killed {
+        0 => String::new(),
+        killed => format!(", and {killed} of the clients killed beside it, with what they held"),
+    };
     let mut out = format!(
-        "\n  {} clients {} ms from the primary, backup {} ms away; link cut, {} ms later SIGKILL and the primary's \
-         folder gone\n\n{}\n",
+        "\n  {} clients{holders} {} ms from the primary, backup {} ms away; link cut, {} ms later SIGKILL and the \
+         primary's folder gone{killed}\n\n{}\n{}\n",
         setting.clients,
         setting.client_rtt_ms,
         setting.rtt_ms,
         setting.cut_before_ms,
-        table(&lines)
+        table(&lines),
+        links(rows)
     );
     for row in rows {
         out += &remarks(row);
@@ -253,18 +389,26 @@ fn remarks(row: &Row) -> String {
     if !more.is_empty() {
         let _ = writeln!(out, "  {name}: also {}", more.join(", "));
     }
-    if !row.missing.is_empty() {
+    if !row.missing.is_empty() && row.by_policy {
         let (lost, returned) = (grouped(row.verdict.lost), grouped(row.verdict.returned));
         let _ = writeln!(
             out,
             "  {name}: concluded without {}; of {lost} lost writes {returned} were given back to clients that live",
             row.missing.join(", ")
         );
+    } else if !row.missing.is_empty() {
+        let _ = writeln!(out, "  {name}: concluded by itself without {}", row.missing.join(", "));
+    }
+    if let Some(waited) = row.waited {
+        let _ = writeln!(out, "  {name}: {} of the recovery it waited for a decision", in_seconds(Some(waited)));
+    }
+    if row.sessions > 0 {
+        let _ = writeln!(out, "  {name}: {} sessions opened and closed beside the load", grouped(row.sessions));
     }
     if row.changed > 0 {
         let _ = writeln!(out, "  {name}: {} files were changed on the disk while the drill ran", row.changed);
     }
-    if row.mode.promises() {
+    if row.promise() == Promise::Kept || !row.is_good() {
         for example in row.verdict.examples.iter().chain(row.different.iter().take(DIFFERENT_MAX)) {
             let _ = writeln!(out, "  {name}: {example}");
         }
@@ -288,17 +432,25 @@ fn meaning(rows: &[Row]) -> String {
         return format!("  FAILED: {} did not keep what it promises.\n", broken.join(" and "));
     }
     let mut out = String::new();
-    if let Some(tagged) = find(Mode::Tagged) {
-        let _ = writeln!(
-            out,
-            "  tagged: a write took {} and the site's loss cost nothing: the clients gave back {} entries, and {} \
-             acknowledged writes, {} reads and {} files are there, in order, once.",
-            in_millis(tagged.pace.p50_us),
-            grouped(tagged.rebuilt),
-            grouped(tagged.verdict.acked),
-            grouped(tagged.verdict.reads),
-            tagged.files
-        );
+    for row in rows.iter().filter(|row| !matches!(row.mode, Mode::Async | Mode::Sync)) {
+        let (name, p50) = (row.mode.name(), in_millis(row.pace.p50_us));
+        let (acked, lost) = (grouped(row.verdict.acked), grouped(row.verdict.lost));
+        let _ = match row.promise() {
+            Promise::Named => writeln!(
+                out,
+                "  {name}: {p50} a write. With {} clients gone for good {lost} of {acked} acknowledged writes are lost, \
+                 and every one of them is named.",
+                row.killed
+            ),
+            _ => writeln!(
+                out,
+                "  {name}: {p50} a write, and the site's loss cost nothing: the clients gave back {} entries, {} of them \
+                 decoded, and {acked} acknowledged writes and {} reads are there, in order, once.",
+                grouped(row.rebuilt),
+                grouped(row.decoded.0),
+                grouped(row.verdict.reads),
+            ),
+        };
     }
     if let Some(sync) = find(Mode::Sync) {
         let _ = writeln!(out, "  sync: nothing lost either, for {} a write.", in_millis(sync.pace.p50_us));
@@ -326,17 +478,26 @@ fn meaning(rows: &[Row]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::relay::Carried;
 
     fn row(mode: Mode, lost: u64) -> Row {
         Row {
             mode,
-            pace: Pace { writes_per_s: 1234.56, p50_us: 1500, p99_us: 2500 },
+            f: u8::from(mode == Mode::Covered),
+            killed: 0,
+            pace: Pace { writes: 1000, writes_per_s: 1234.56, p50_us: 1500, p99_us: 2500, max_us: 9000 },
             verdict: Verdict { acked: 12345, lost, ..Verdict::default() },
             recovery: Some(Duration::from_millis(321)),
             promotion: Some(Duration::from_millis(300)),
+            waited: None,
+            by_policy: false,
             delta_entries: 5,
             delta_bytes: 6,
             rebuilt: 4,
+            decoded: (2, 3),
+            traffic: Traffic { wan: Carried { up: 1000, down: 5000 }, near: Carried { up: 7000, down: 8000 } },
+            kept: (4, 5),
+            sessions: 0,
             wire_bytes: 7,
             files: 3,
             bytes: 99,
@@ -347,7 +508,8 @@ mod tests {
         }
     }
 
-    const SETTING: Setting = Setting { clients: 8, rtt_ms: 50.0, client_rtt_ms: 1.0, cut_before_ms: 200 };
+    const SETTING: Setting =
+        Setting { clients: 8, rtt_ms: 50.0, client_rtt_ms: 1.0, cut_before_ms: 200, killed: 0, holders: 0, passers: 0 };
 
     #[test]
     fn the_json_begins_with_the_promised_fields_in_order() {
@@ -358,6 +520,22 @@ mod tests {
         ));
         let value: Value = serde_json::from_str(&line).expect("valid JSON");
         assert_eq!(value["good"], true);
+        assert_eq!((&value["wan_bytes_per_write"], &value["decoded_entries"]), (&json!(6), &json!(2)));
+    }
+
+    #[test]
+    fn with_more_dead_than_a_mode_covers_for_what_is_lost_has_to_be_named() {
+        let killed = |mode, killed, unnamed| {
+            let verdict = Verdict { acked: 9, lost: 4, unnamed, ..Verdict::default() };
+            Row { killed, verdict, ..row(mode, 0) }
+        };
+        assert!(!killed(Mode::Covered, 1, 0).is_good(), "one is covered for");
+        assert!(killed(Mode::Covered, 2, 0).is_good() && !killed(Mode::Covered, 2, 1).is_good());
+        for mode in [Mode::Tagged, Mode::Unshared] {
+            assert!(killed(mode, 1, 0).is_good() && !killed(mode, 1, 1).is_good() && !killed(mode, 0, 0).is_good());
+        }
+        assert!(!killed(Mode::Sync, 8, 0).is_good() && killed(Mode::Async, 8, 0).is_good());
+        assert!(picture(&[killed(Mode::Covered, 2, 0)], &SETTING).contains("every one of them is named"));
     }
 
     #[test]

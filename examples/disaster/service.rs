@@ -4,16 +4,21 @@
 //!  clients ══near══► primary        near, far: a relay each, with the clients' round trip
 //!     ╚══════far═══► backup ══link══► primary        link: a relay with the sites' round trip
 //! ```
+//!
+//! Everybody is a failure domain of its own: the nodes, and each client, holder and passer-by. The journals are not the
+//! clients': they lie with the drill, and stay when a client's own folder goes.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use tagalong::AdminClient;
+use tagalong::net::ShareKey;
 
 use crate::Result;
 use crate::journal::Journal;
 use crate::process::Process;
-use crate::relay::Relay;
+use crate::relay::{Carried, Relay};
 use crate::report::Mode;
 
 /// How long the processes may take to start, to connect, to be in sync.
@@ -37,6 +42,14 @@ pub(crate) struct Plan {
     pub(crate) load: Duration,
     /// Clients hold what they wrote in files, so that they survive being killed.
     pub(crate) caches: bool,
+    /// Clients may be killed: their journals have everything before anything follows from it.
+    pub(crate) careful: bool,
+    /// How many failure domains `Covered` covers for.
+    pub(crate) f: u8,
+    /// Clients that only keep shares.
+    pub(crate) holders: u64,
+    /// Clients whose sessions open and close all the time.
+    pub(crate) passers: u64,
 }
 
 impl Plan {
@@ -44,9 +57,18 @@ impl Plan {
         self.folder.join(format!("client-{client}"))
     }
 
+    fn journals(&self) -> PathBuf {
+        self.folder.join("journals")
+    }
+
     /// The journal of a client's first or second life.
     fn journal(&self, client: u64, life: u32) -> PathBuf {
-        self.home(client).join(format!("journal-{life}"))
+        self.journals().join(format!("client-{client}-{life}"))
+    }
+
+    /// The secret of the two nodes.
+    fn share_key(&self) -> PathBuf {
+        self.folder.join("share-key")
     }
 }
 
@@ -58,6 +80,30 @@ pub(crate) struct Client {
     pub(crate) session: String,
     pub(crate) is_dead: bool,
     life: u32,
+}
+
+/// The process of somebody who writes nothing.
+pub(crate) struct Bystander {
+    pub(crate) process: Process,
+    pub(crate) name: String,
+    pub(crate) session: String,
+}
+
+/// Bytes on the links so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Traffic {
+    /// Between the sites.
+    pub(crate) wan: Carried,
+    /// Between clients and primary.
+    pub(crate) near: Carried,
+}
+
+impl std::ops::Sub for Traffic {
+    type Output = Traffic;
+
+    fn sub(self, earlier: Traffic) -> Traffic {
+        Traffic { wan: self.wan - earlier.wan, near: self.near - earlier.near }
+    }
 }
 
 /// A node's process and where it really listens.
@@ -74,6 +120,8 @@ pub(crate) struct Service {
     pub(crate) primary: Node,
     pub(crate) backup: Node,
     pub(crate) clients: Vec<Client>,
+    pub(crate) holders: Vec<Bystander>,
+    pub(crate) passers: Vec<Bystander>,
     pub(crate) near: Relay,
     pub(crate) far: Relay,
     pub(crate) link: Relay,
@@ -89,13 +137,25 @@ impl Service {
         }
         let logs = plan.folder.join("logs");
         std::fs::create_dir_all(&logs)?;
+        std::fs::create_dir_all(plan.journals())?;
+        if plan.mode.shares() {
+            write_secret(&plan.share_key(), &ShareKey::generate()?.to_hex())?;
+        }
         let mut primary = Node::start("primary", &plan, &logs, near.endpoint(), None, &[&near, &link]).await?;
-        primary.process.expect("opened", START).await?;
+        primary.process.expect("serving", START).await?;
         let mut backup = Node::start("backup", &plan, &logs, far.endpoint(), Some(link.endpoint()), &[&far]).await?;
         backup.process.expect("in-sync", START).await?;
-        let mut service = Service { plan, primary, backup, clients: Vec::new(), near, far, link };
+        let (clients, holders, passers) = (Vec::new(), Vec::new(), Vec::new());
+        let mut service = Service { plan, primary, backup, clients, holders, passers, near, far, link };
+        for number in 0..service.plan.holders {
+            let holder = service.spawn_bystander("holder", number)?;
+            service.holders.push(holder);
+        }
+        for number in 0..service.plan.passers {
+            let passer = service.spawn_bystander("passer", number)?;
+            service.passers.push(passer);
+        }
         for number in 0..service.plan.clients {
-            std::fs::create_dir_all(service.plan.home(number))?;
             let process = service.spawn_client(number, 1)?;
             service.clients.push(Client { process, number, session: String::new(), is_dead: false, life: 1 });
         }
@@ -103,7 +163,20 @@ impl Service {
             let attached = client.process.expect("attached", START).await?;
             client.session = attached["session"].as_str().unwrap_or_default().to_owned();
         }
+        for bystander in service.holders.iter_mut().chain(&mut service.passers) {
+            let attached = bystander.process.expect("attached", START).await?;
+            bystander.session = attached["session"].as_str().unwrap_or_default().to_owned();
+        }
         Ok(service)
+    }
+
+    fn spawn_bystander(&self, what: &str, number: u64) -> Result<Bystander> {
+        let name = format!("{what}-{number}");
+        let endpoints = [self.near.endpoint(), self.far.endpoint()];
+        let mut arguments = [what, "--domain", &name].map(String::from).to_vec();
+        arguments.extend(endpoints.into_iter().flat_map(|endpoint| ["--endpoint".into(), endpoint]));
+        let process = Process::spawn(&name, &self.plan.folder.join("logs"), &arguments)?;
+        Ok(Bystander { process, name: format!("{what} {number}"), session: String::new() })
     }
 
     fn spawn_client(&self, number: u64, life: u32) -> Result<Process> {
@@ -111,19 +184,38 @@ impl Service {
         Process::spawn(&format!("client-{number}-{life}"), &self.plan.folder.join("logs"), &arguments)
     }
 
-    /// SIGKILL for the first so many clients.
-    pub(crate) async fn kill_clients(&mut self, count: usize) -> Result<()> {
-        for client in self.clients.iter_mut().take(count) {
+    /// The end of the primary's site: SIGKILL for the primary and so many clients, within the same moment. The folders of
+    /// the primary and of the first `for_good` clients are gone then, and with them what they held; the next `for_now` keep
+    /// theirs.
+    pub(crate) async fn kill(&mut self, for_good: usize, for_now: usize) -> Result<()> {
+        let dying = for_good + for_now;
+        self.primary.process.start_kill()?;
+        self.clients.iter_mut().take(dying).try_for_each(|client| client.process.start_kill())?;
+        self.primary.process.kill().await?;
+        for client in self.clients.iter_mut().take(dying) {
             client.process.kill().await?;
             client.is_dead = true;
+        }
+        std::fs::remove_dir_all(&self.primary.folder)?;
+        for number in 0..self.plan.clients.min(for_good as u64) {
+            match std::fs::remove_dir_all(self.plan.home(number)) {
+                // It held what it wrote in memory.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                removed => removed?,
+            }
         }
         Ok(())
     }
 
-    /// Starts every dead client again, on its cache. It takes up its load by itself.
+    /// What the links carried so far.
+    pub(crate) fn traffic(&self) -> Traffic {
+        Traffic { wan: self.link.carried(), near: self.near.carried() }
+    }
+
+    /// Starts every dead client that kept its folder again, on its cache. It takes up its load by itself.
     pub(crate) async fn revive_clients(&mut self) -> Result<()> {
         for at in 0..self.clients.len() {
-            if !self.clients[at].is_dead {
+            if !self.clients[at].is_dead || !self.plan.home(self.clients[at].number).exists() {
                 continue;
             }
             let mut process = self.spawn_client(self.clients[at].number, 2)?;
@@ -139,27 +231,52 @@ impl Service {
         self.clients.iter_mut().filter(|client| !client.is_dead)
     }
 
-    /// Gives every client an order.
-    pub(crate) async fn order(&mut self, what: &str) -> Result<()> {
+    /// The load begins.
+    pub(crate) async fn begin(&mut self) -> Result<()> {
+        for passer in &mut self.passers {
+            passer.process.order("start").await?;
+        }
         for client in self.living() {
-            client.process.order(what).await?;
+            client.process.order("start").await?;
         }
         Ok(())
     }
 
-    /// Waits for the clients' orderly ends.
-    pub(crate) async fn finish_clients(&mut self, within: Duration) -> Result<()> {
+    /// Tells everybody to stop, and waits for their orderly ends: holders go last, for they may be needed until then.
+    /// Returns how many sessions the passers-by had.
+    pub(crate) async fn finish(&mut self, within: Duration) -> Result<u64> {
         let deadline = Instant::now() + within;
+        let left = || deadline.saturating_duration_since(Instant::now());
+        for passer in &mut self.passers {
+            passer.process.order("stop").await?;
+        }
         for client in self.living() {
-            client.process.expect("finished", deadline.saturating_duration_since(Instant::now())).await?;
+            client.process.order("stop").await?;
+        }
+        for client in self.living() {
+            client.process.expect("finished", left()).await?;
             client.process.ended(END).await?;
         }
-        Ok(())
+        let mut sessions = 0;
+        for passer in &mut self.passers {
+            sessions += passer.process.expect("finished", left()).await?["sessions"].as_u64().unwrap_or(0);
+            passer.process.ended(END).await?;
+        }
+        for holder in &mut self.holders {
+            holder.process.order("stop").await?;
+        }
+        for holder in &mut self.holders {
+            holder.process.expect("finished", left()).await?;
+            holder.process.ended(END).await?;
+        }
+        Ok(sessions)
     }
 
-    /// An error if a client has ended.
-    pub(crate) fn check_clients(&mut self) -> Result<()> {
-        self.living().try_for_each(|client| client.process.check())
+    /// An error if somebody has ended who was not killed.
+    pub(crate) fn check(&mut self) -> Result<()> {
+        self.living().try_for_each(|client| client.process.check())?;
+        let mut bystanders = self.holders.iter_mut().chain(&mut self.passers);
+        bystanders.try_for_each(|bystander| bystander.process.check())
     }
 
     /// The sum over all clients.
@@ -199,6 +316,10 @@ impl Node {
         let path = text(&folder)?;
         let mut arguments: Vec<String> =
             ["node", "--folder", &path, "--mode", plan.mode.name(), "--advertise", &advertise].map(String::from).into();
+        arguments.extend(["--f".into(), plan.f.to_string()]);
+        if plan.mode.shares() {
+            arguments.extend(["--share-key".into(), text(&plan.share_key())?]);
+        }
         if let Some(primary) = follow {
             arguments.extend(["--follow".into(), primary]);
         }
@@ -235,6 +356,9 @@ fn client_arguments(plan: &Plan, client: u64, life: u32, endpoints: [String; 2])
     for (name, value) in pairs {
         arguments.extend([format!("--{name}"), value]);
     }
+    if plan.careful {
+        arguments.push("--careful".into());
+    }
     if plan.caches {
         arguments.extend(["--cache".into(), text(&plan.home(client).join("cache"))?]);
     }
@@ -245,6 +369,16 @@ fn client_arguments(plan: &Plan, client: u64, life: u32, endpoints: [String; 2])
         arguments.extend(["--endpoint".into(), endpoint]);
     }
     Ok(arguments)
+}
+
+/// Writes a file that nobody else may read.
+fn write_secret(path: &Path, text: &str) -> Result<()> {
+    let mut options = std::fs::OpenOptions::new();
+    options.write(true).create_new(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options.open(path)?.write_all(text.as_bytes())?;
+    Ok(())
 }
 
 fn text(path: &Path) -> Result<String> {

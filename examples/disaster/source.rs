@@ -1,6 +1,6 @@
 //! The real input: every file below a folder, in chunks, and the comparison with what came back.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -32,7 +32,7 @@ pub(crate) struct Source {
 }
 
 /// A chunk's place: which file, and the how-manieth of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Chunk {
     pub(crate) file: usize,
     pub(crate) number: u64,
@@ -44,7 +44,8 @@ impl Chunk {
         format!("file/{:06}/{:06}", self.file, self.number)
     }
 
-    fn parse(key: &str) -> Option<Chunk> {
+    /// The chunk that is stored under this key, if it is a chunk's.
+    pub(crate) fn parse(key: &str) -> Option<Chunk> {
         let (file, number) = key.strip_prefix("file/")?.split_once('/')?;
         Some(Chunk { file: file.parse().ok()?, number: number.parse().ok()? })
     }
@@ -107,9 +108,14 @@ impl Source {
         self.files.iter().map(|file| file.length).sum()
     }
 
-    /// The chunks that one of `clients` clients stores: whole files, dealt out in turn.
+    /// Which of `clients` clients stores a file: they are dealt out whole, in turn.
+    pub(crate) fn owner(file: usize, clients: u64) -> u64 {
+        file as u64 % clients
+    }
+
+    /// The chunks that one of `clients` clients stores.
     pub(crate) fn share(&self, client: u64, clients: u64) -> Vec<Chunk> {
-        let mine = self.files.iter().enumerate().filter(|(file, _)| *file as u64 % clients == client);
+        let mine = self.files.iter().enumerate().filter(|(file, _)| Self::owner(*file, clients) == client);
         mine.flat_map(|(file, source)| (0..source.chunks()).map(move |number| Chunk { file, number })).collect()
     }
 
@@ -157,8 +163,8 @@ fn look(path: &Path) -> io::Result<(u64, u64)> {
 /// Compares what came back, chunk by chunk, with the disk.
 pub(crate) struct Comparison<'a> {
     source: &'a Source,
-    /// By file: how many chunks came back right, and what was wrong first.
-    files: BTreeMap<usize, (u64, Option<String>)>,
+    /// By file: the chunks that came back right, and what was wrong first.
+    files: BTreeMap<usize, (BTreeSet<u64>, Option<String>)>,
 }
 
 impl<'a> Comparison<'a> {
@@ -175,19 +181,20 @@ impl<'a> Comparison<'a> {
         let known = self.source.files.get(chunk.file).is_some_and(|file| chunk.number < file.chunks());
         let same = known && self.source.read(chunk).is_ok_and(|bytes| bytes == value);
         if same {
-            *good += 1;
+            good.insert(chunk.number);
         } else {
             wrong.get_or_insert_with(|| format!("chunk {} differs", chunk.number));
         }
     }
 
     /// The files that did not come back byte for byte, and why; and how many cannot be judged, because they were
-    /// changed on the disk meanwhile.
-    pub(crate) fn different(&self) -> (Vec<String>, usize) {
+    /// changed on the disk meanwhile. A chunk that is `excused` need not be there.
+    pub(crate) fn different(&self, excused: impl Fn(Chunk) -> bool) -> (Vec<String>, usize) {
         let (mut different, mut changed) = (Vec::new(), 0);
         for (at, file) in self.source.files.iter().enumerate() {
             let (good, wrong) = self.files.get(&at).cloned().unwrap_or_default();
-            let missing = file.chunks().saturating_sub(good);
+            let owed = |number: &u64| !good.contains(number) && !excused(Chunk { file: at, number: *number });
+            let missing = (0..file.chunks()).filter(owed).count();
             if wrong.is_none() && missing == 0 {
                 continue;
             }
@@ -238,7 +245,7 @@ mod tests {
                     comparison.take(&chunk.key(), &bytes);
                 }
             }
-            comparison.different().0
+            comparison.different(|_| false).0
         };
         assert!(feed(&|_, bytes| Some(bytes)).is_empty());
         assert_eq!(feed(&|chunk, bytes| (chunk.file != 0).then_some(bytes)).len(), 1, "an empty file is missing");
@@ -250,10 +257,14 @@ mod tests {
             Some(bytes)
         };
         assert_eq!(feed(&flip).len(), 1, "a bit is flipped");
+        let comparison = Comparison::new(&source);
+        assert_eq!(comparison.different(|chunk| chunk.file == 0).0.len(), 1, "one of the two is excused");
         let mut comparison = Comparison::new(&source);
         comparison.take("file/000001/000009", b"");
-        assert!(comparison.different().0.iter().any(|text| text.contains("chunk 9")), "a chunk nobody stored");
+        let nobody = |_| false;
+        assert!(comparison.different(nobody).0.iter().any(|text| text.contains("chunk 9")), "a chunk nobody stored");
+        assert_eq!(comparison.different(|_| true).0.len(), 1, "what is wrong is wrong, whoever is excused");
         fs::write(folder.path().join("empty"), b"not any more").expect("a file");
-        assert_eq!(comparison.different().1, 1, "an edited file is no loss");
+        assert_eq!(comparison.different(nobody).1, 1, "an edited file is no loss");
     }
 }
