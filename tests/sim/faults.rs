@@ -391,10 +391,12 @@ impl World {
             }
             return;
         }
-        if self.healing && long > 2_000_000 && recovery.conflict.is_some() {
+        if self.healing && long > 1_000_000 && recovery.conflict.is_some() {
             for client in recovery.accused.clone() {
                 self.admin(sovereign, Admin::Exclude(client));
             }
+            self.waiting_since = Some(self.now);
+            return;
         }
         let dead =
             recovery.awaited.iter().any(|id| self.clients.iter().any(|client| client.id == *id && !client.is_live()));

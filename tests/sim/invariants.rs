@@ -263,7 +263,9 @@ impl Oracle {
             let Some(tag) = response.tag else { continue };
             named.push(tag.lsn);
             let op = client.and_then(|client| self.views[client].ops.get(&response.request));
-            let level = self.effective(op.map_or(Level::Local, |op| op.level));
+            // What is answered already is asked for once more, as a filler, where its number is spent.
+            let spent = |op: &&crate::oracle::Op| op.done.is_some() || op.unheard;
+            let level = self.effective(op.filter(|op| !spent(op)).map_or(Level::Local, |op| op.level));
             let replied = matches!(response.outcome, Some(Outcome::Reply(_)));
             let met = (level != Level::Stable || tag.lsn <= stable) && (tag.met >= level || level < Level::Covered);
             if replied && (!met || (after_log && tag.lsn > logged)) {
