@@ -38,23 +38,18 @@ impl Case {
             }
             (terms, payload)
         };
-        let mut rows: Vec<Row> = rows.into_iter().map(encode).collect();
+        let rows: Vec<Row> = rows.into_iter().map(encode).collect();
         // Reports bring them client by client, so in no order to speak of.
-        for place in 1..rows.len() {
-            rows.swap(place, usize::try_from(rng.next_u64() % (place as u64 + 1)).expect("small"));
-        }
+        let rows = shuffled(rows.len(), 2).into_iter().map(|row| rows[row].clone()).collect();
         Self { lost: (0..entries.len()).map(lost).collect(), entries, rows }
     }
 
     /// A row after every `step`th entry, over the last 64 of them.
     fn window(entries: usize, step: usize) -> Self {
-        let coefficient =
-            |id: usize, lsn: usize| u8::try_from(mix(mix(id as u64) ^ lsn as u64) % 255).expect("small") + 1;
+        let coefficient = |id: usize, lsn: usize| field::hash_coefficient(id as u64, lsn as u64);
         let ends = (64..=entries).step_by(step);
         let rows = ends.map(|end| (end - 64..end).map(|lsn| (lsn, coefficient(end, lsn))).collect());
-        let mut order: Vec<usize> = (0..entries).collect();
-        order.sort_by_key(|&entry| mix(entry as u64));
-        let lost: BTreeSet<usize> = order.into_iter().take(entries / 10).collect();
+        let lost: BTreeSet<usize> = shuffled(entries, 3).into_iter().take(entries / 10).collect();
         Self::new(entries, |entry| lost.contains(&entry), rows)
     }
 
@@ -92,12 +87,12 @@ impl Case {
     }
 }
 
-/// SplitMix64.
-fn mix(z: u64) -> u64 {
-    let z = z.wrapping_add(0x9E37_79B9_7F4A_7C15);
-    let z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    z ^ (z >> 31)
+/// The numbers below `n` in some order, always the same.
+fn shuffled(n: usize, seed: u64) -> Vec<usize> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let mut numbers: Vec<usize> = (0..n).collect();
+    numbers.sort_by_cached_key(|_| rng.next_u64());
+    numbers
 }
 
 fn measure(criterion: &mut Criterion, name: &str, case: &Case, batch: usize) {

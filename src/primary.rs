@@ -171,6 +171,7 @@ impl PrimarySettings {
     ///
     /// # Errors
     /// [`Code::InvalidArgument`] if shares are to be sealed without a key.
+    #[cfg(feature = "grpc")]
     pub(crate) fn with_key(self, key: bool) -> Result<Self> {
         match self.privacy {
             _ if key => Ok(Self { privacy: Privacy::Sealed, ..self }),
@@ -371,6 +372,7 @@ impl Primary {
             (Admin::Resolve(_) | Admin::Exclude(_), _) => wrong("no recovery is running"),
             (Admin::EndSession(client), Phase::Open) if self.state.session(client).is_some() => {
                 self.ending.insert(client);
+                self.retire(client);
                 self.keep_house(now, out);
                 Ok(())
             }
@@ -432,6 +434,7 @@ impl Primary {
             if body == Body::Expire {
                 self.ending.remove(&client);
                 self.detach(client, out);
+                self.leave_cover(client);
             }
             self.disconnected.remove(&client);
             self.propose(client, body);

@@ -37,12 +37,6 @@ pub(super) struct Sharing {
 }
 
 impl Sharing {
-    /// A session is about to end in good order.
-    pub(super) fn retire(&mut self, client: ClientId) {
-        self.cover.retire(client);
-        self.changed = true;
-    }
-
     /// The checkpoint passed.
     pub(super) fn stabilize(&mut self, stable: Lsn) {
         self.cover.stabilize(stable);
@@ -131,7 +125,8 @@ impl Primary {
             self.checkpoint_due.get_or_insert(now.after(every));
         }
         let pushes = sharing.cover.take_pushes();
-        if self.water.cover(covered) {
+        // Without coverage there are copies for those who left, and no promise.
+        if self.settings.covering() > 0 && self.water.cover(covered) {
             self.release_waiting();
         }
         for (client, share) in pushes {
@@ -177,6 +172,14 @@ impl Primary {
         let Some(domain) = self.state.session(client).map(|session| session.info.domain.clone()) else { return };
         if let Some(sharing) = &mut self.sharing {
             sharing.cover.join(client, incarnation, &domain, share_bytes, from);
+            sharing.changed = true;
+        }
+    }
+
+    /// A session is about to end in good order: nothing more is given to it.
+    pub(super) fn retire(&mut self, client: ClientId) {
+        if let Some(sharing) = &mut self.sharing {
+            sharing.cover.retire(client);
             sharing.changed = true;
         }
     }
@@ -318,7 +321,7 @@ impl Primary {
     pub(super) fn check_cover(&self) {
         if let Some(sharing) = &self.sharing {
             sharing.cover.check();
-            assert!(sharing.cover.settled() <= self.water.covered(), "I3: settled past what is covered");
+            assert!(self.settled() <= self.water.covered(), "I3: settled past what is covered");
         }
     }
 }

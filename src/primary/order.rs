@@ -333,10 +333,12 @@ impl Primary {
 
     fn tag(&self, client: ClientId, lsn: Lsn) -> Tag {
         let stable = self.water.stable();
-        let header = self.unstable.get(lsn).map(|record| &record.entry.header);
+        let cover = self.sharing.as_ref().map(|sharing| &sharing.cover);
+        // What is stable may have to be held for the sake of others, and is reported under its header.
+        let kept = || cover.and_then(|cover| cover.header(lsn));
+        let header = self.unstable.get(lsn).map(|record| &record.entry.header).or_else(kept);
         let elsewhere = self.state.session(client).is_some_and(|session| session.info.domain != self.settings.domain);
         let held = lsn > self.settled() && self.state.lowest() != Level::Local;
-        let cover = self.sharing.as_ref().map(|sharing| &sharing.cover);
         let until = cover.map_or(Some(lsn), |cover| cover.hold_until(lsn));
         Tag {
             epoch: self.state.epoch_at(lsn),

@@ -302,7 +302,9 @@ impl Primary {
             client,
             next: attach.from,
             stable_sent: stable,
-            settled_sent: self.settled(),
+            // A welcome does not say how far everything is settled.
+            settled_sent: Lsn(0),
+            tell: self.settings.covering() > 0,
             manifest_upto: if rule::on(Rule::ManifestRestart) { Lsn(0) } else { self.water.head() },
             // It may hold from an earlier stream what no frame of this one will mention.
             owes: self.water.head(),
@@ -311,6 +313,7 @@ impl Primary {
         if let Some(stream) = self.streams.get_mut(&conn) {
             stream.live = Some(live);
         }
+        self.dirty.insert(conn);
         let welcome = Welcome {
             epoch: self.epoch,
             stable,
@@ -378,9 +381,7 @@ impl Primary {
             if queued || self.is_executing(client) || self.in_flight.contains(&client) {
                 return Err(Error::new(Code::Protocol, "a close before everything was answered"));
             }
-            if let Some(sharing) = &mut self.sharing {
-                sharing.retire(client);
-            }
+            self.retire(client);
             self.closers.insert(client);
             self.close_drained();
             self.wait_for_backup(conn, out);

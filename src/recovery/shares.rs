@@ -166,11 +166,14 @@ impl Recovery {
                             decoder.know((header.lsn, segment), payload.slice(range))?;
                         }
                     }
-                } else if !unknown.contains_key(&header.lsn) {
-                    unknown.insert(header.lsn, header.clone());
+                } else {
+                    unknown.entry(header.lsn).or_insert_with(|| header.clone());
                 }
             }
-            decoder.insert(&terms, symbol)?;
+            // One that says nothing new would only be confirmed.
+            if terms.iter().any(|((lsn, _), _)| !known.contains(lsn)) {
+                decoder.insert(&terms, symbol)?;
+            }
         }
         solved.extend(decoder.take_solved());
         for (lsn, header) in unknown {
@@ -191,7 +194,7 @@ impl Recovery {
 
     fn decode_windows(&mut self) -> Result<(), Error> {
         let mut decoder: Decoder<Column> = Decoder::new(self.decode_bytes_max);
-        let mut seen: BTreeSet<Lsn> = BTreeSet::new();
+        let (mut seen, mut known): (BTreeSet<Lsn>, BTreeSet<Lsn>) = Default::default();
         for ((_, id), plain) in &self.shares.bodies {
             let Plain::Window { members, symbol } = plain else { continue };
             let mut terms = Vec::with_capacity(members.len());
@@ -200,11 +203,14 @@ impl Recovery {
                 if seen.insert(*lsn) {
                     let entry = self.shares.history.get(lsn).cloned().or_else(|| self.supply(*lsn));
                     if let Some(entry) = entry {
+                        known.insert(*lsn);
                         decoder.know((*lsn, SYMBOL), encode_symbol(&entry).into())?;
                     }
                 }
             }
-            decoder.insert(&terms, symbol)?;
+            if members.iter().any(|lsn| !known.contains(lsn)) {
+                decoder.insert(&terms, symbol)?;
+            }
         }
         for ((lsn, _), symbol) in decoder.take_solved() {
             // What decodes to something else than the entry of its own place was not sent by this primary.

@@ -39,7 +39,9 @@ impl Member {
 
 /// How many segments a payload of so many bytes has: at least one, which may be empty.
 pub fn segments(length: u32) -> u32 {
-    length.div_ceil(SEGMENT_BYTES as u32).max(1)
+    const BYTES: u32 = 64 << 10;
+    const { assert!(BYTES as usize == SEGMENT_BYTES) };
+    length.div_ceil(BYTES).max(1)
 }
 
 /// Where segment `segment` of a payload of `length` bytes lies.
@@ -156,7 +158,7 @@ impl Plain {
     /// The coefficient of the member at place `at` of the list, in the share numbered `id`.
     pub fn coefficient(&self, id: u64, at: usize) -> u8 {
         match self {
-            Plain::Stripe { row, .. } => field::cauchy((at & 0x7f) as u8, *row),
+            Plain::Stripe { row, .. } => field::cauchy(u8::try_from(at & 0x7f).unwrap_or_default(), *row),
             Plain::Window { members, .. } => members.get(at).map_or(0, |lsn| field::hash_coefficient(id, lsn.0)),
         }
     }

@@ -234,9 +234,14 @@ impl Cover {
         (entry.open == 0).then(|| self.until(entry, lsn))
     }
 
-    /// Whether the entry is safe without its owner, or stable.
+    /// Whether the entry is safe without its owner.
     pub fn is_copied(&self, lsn: Lsn) -> bool {
-        lsn <= self.stable || self.entry(lsn).is_some_and(|entry| self.has_copies(entry))
+        self.entry(lsn).is_some_and(|entry| self.has_copies(entry))
+    }
+
+    /// The header of an entry that is not settled.
+    pub fn header(&self, lsn: Lsn) -> Option<&Header> {
+        self.entry(lsn).map(|entry| &entry.header)
     }
 
     /// Up to which checkpoint `client` may be needed: for what it wrote, and for what it was given.

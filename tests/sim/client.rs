@@ -12,6 +12,10 @@ pub struct SimClient {
     pub core: Option<Client>,
     pub life: u64,
     pub persistent: bool,
+    pub domain: String,
+    pub role: SessionRole,
+    /// It takes no shares.
+    pub roomless: bool,
     /// What is in the cache on disk: the operations, and what they amount to.
     pub ops: Vec<CacheOp>,
     pub stored: CacheImage,
@@ -38,9 +42,9 @@ pub struct SimClient {
 }
 
 impl SimClient {
-    pub fn new(number: usize, persistent: bool, calls: u64, domain: String) -> Self {
+    pub fn new(number: usize, persistent: bool, calls: u64, domain: String, role: SessionRole) -> Self {
         let id = ClientId(100 + number as u128);
-        let identity = Identity { client: id, cluster: None, group: None, domain, role: SessionRole::Writer };
+        let identity = Identity { client: id, cluster: None, group: None, domain: domain.clone(), role };
         let first = CacheOp::Identity(identity);
         let mut stored = CacheImage::default();
         stored.apply(&first);
@@ -49,6 +53,9 @@ impl SimClient {
             core: None,
             life: 0,
             persistent,
+            domain,
+            role,
+            roomless: false,
             ops: vec![first],
             stored,
             stores: VecDeque::new(),
@@ -85,7 +92,8 @@ impl SimClient {
         let mut compact = CacheImage::default();
         self.stored.to_ops().iter().for_each(|op| compact.apply(op));
         assert_eq!(compact, self.stored, "a compacted cache means the same");
-        let settings = ClientSettings { volatile: !self.persistent, ..settings.clone() };
+        let share_bytes_max = if self.roomless { 0 } else { settings.share_bytes_max };
+        let settings = ClientSettings { volatile: !self.persistent, share_bytes_max, ..settings.clone() };
         self.core = Some(Client::new(settings, self.stored.clone(), now, out));
     }
 
@@ -105,6 +113,19 @@ impl SimClient {
         }
     }
 
+    /// The machine dies, and the cache was written without being synced: its end is lost. As far as this goes here no
+    /// request number is given out twice for it.
+    pub fn tear(&mut self, dice: &mut Dice) {
+        let soft = |op: &&CacheOp| {
+            let (tag, mark) = (matches!(op, CacheOp::Tag { .. }), matches!(op, CacheOp::Stable(..) | CacheOp::Settled(..)));
+            tag || mark || matches!(op, CacheOp::Share(_) | CacheOp::Headers(_) | CacheOp::Observed(..))
+        };
+        let most = self.ops.iter().rev().take_while(soft).count();
+        self.ops.truncate(self.ops.len() - dice.index(most + 1));
+        self.stored = CacheImage::default();
+        self.ops.iter().for_each(|op| self.stored.apply(op));
+    }
+
     /// The oldest write to the cache is done.
     pub fn store(&mut self) -> Option<u64> {
         for op in self.stores.pop_front()? {
@@ -117,6 +138,11 @@ impl SimClient {
 
     pub fn is_live(&self) -> bool {
         !self.ended && !self.lost
+    }
+
+    /// What it fails together with.
+    pub fn failure_domain(&self) -> String {
+        if self.domain.is_empty() { format!("alone: {}", self.id) } else { self.domain.clone() }
     }
 
     /// What the client certainly still has.

@@ -1,10 +1,14 @@
 //! What goes wrong, what an operator does about it, and the healing in which everything must come to rest.
 
+use std::collections::BTreeSet;
+
 use tagalong::error::{Code, Error};
-use tagalong::log::{Epoch, GapPolicy, NodeId, Target};
+use tagalong::log::{Epoch, GapPolicy, Level, NodeId, Target, Time};
 use tagalong::message::Role;
 use tagalong::node::Admin;
+use tagalong::primary::Privacy;
 
+use crate::client::SimClient;
 use crate::network::At;
 use crate::plan::Fault;
 use crate::world::{Event, World};
@@ -23,7 +27,7 @@ impl World {
     }
 
     fn role(&self, at: usize) -> Option<Role> {
-        self.nodes[at].primary().map(|primary| primary.status(tagalong::log::Time(self.now)).status.role)
+        self.nodes[at].primary().map(|primary| primary.status(Time(self.now)).status.role)
     }
 
     fn is_open(&self, at: usize) -> bool {
@@ -56,6 +60,9 @@ impl World {
     }
 
     pub fn do_fault(&mut self, fault: Fault) {
+        if !matches!(fault, Fault::LosePrimary | Fault::LosePrimaryAndClients) {
+            self.trouble();
+        }
         if self.trace {
             self.note(format!("fault: {fault:?}"));
         }
@@ -110,7 +117,18 @@ impl World {
                 let client = self.dice.index(self.clients.len());
                 self.crash_client(client);
             }
-            Fault::LosePrimary => self.lose_primary(),
+            Fault::LosePrimary => self.lose_primary(|_| {}),
+            Fault::LosePrimaryAndClients => {
+                let domains = self.dice.below(u64::from(self.plan.primary.f) + 2);
+                self.lose_primary(|world| world.lose_clients(domains, true));
+            }
+            Fault::LoseClients => self.lose_clients(1, false),
+            Fault::Reboot => {
+                let client = self.dice.index(self.clients.len());
+                if self.plan.primary.lowest == Level::Covered {
+                    self.reboot_client(client);
+                }
+            }
             Fault::FalsePromotion => {
                 if let Some(at) = self.backup()
                     && self.nodes[at].disk.marks.as_ref().is_some_and(|marks| marks.in_sync)
@@ -130,6 +148,7 @@ impl World {
             Fault::Stall => {
                 let at = self.dice.index(self.nodes.len());
                 self.nodes[at].stalled_until = self.now + self.dice.between(5_000, 150_000);
+                self.troubled_at = self.troubled_at.max(self.nodes[at].stalled_until);
             }
             Fault::Stop => {
                 if let Some(at) = self.sovereign().filter(|at| self.is_open(*at)) {
@@ -198,8 +217,30 @@ impl World {
         self.nodes[at].down_until = self.now + self.dice.between(1_000, 150_000);
     }
 
-    /// The primary's site is gone. An operator promotes the backup, by force if that is all there is.
-    fn lose_primary(&mut self) {
+    /// So many failure domains of clients are gone, with the primary's site or apart from it.
+    fn lose_clients(&mut self, many: u64, site: bool) {
+        let living = self.clients.iter().filter(|client| client.is_live() && client.life > 0);
+        let mut domains: BTreeSet<String> = living.map(SimClient::failure_domain).collect();
+        let near = domains.remove("east");
+        let mut domains: Vec<String> = domains.into_iter().collect();
+        let mut lost = Vec::new();
+        if site && near && self.dice.percent(50) {
+            lost.push("east".to_owned());
+        }
+        for _ in 0..many.min(domains.len() as u64) {
+            lost.push(domains.swap_remove(self.dice.index(domains.len())));
+        }
+        self.note(format!("lost are {lost:?}"));
+        for at in 0..self.clients.len() {
+            if self.clients[at].life > 0 && lost.contains(&self.clients[at].failure_domain()) {
+                self.lose_client(at);
+            }
+        }
+    }
+
+    /// The primary's site is gone, `and` what goes with it. An operator promotes the backup, by force if that is all there
+    /// is.
+    fn lose_primary(&mut self, and: impl FnOnce(&mut Self)) {
         let Some(primary) = self.sovereign() else { return };
         let Some(backup) = self.backup() else { return };
         let marks = self.nodes[backup].disk.marks.clone().unwrap_or_default();
@@ -207,6 +248,9 @@ impl World {
         if !begun || (!marks.in_sync && self.dice.percent(70)) {
             return;
         }
+        let before = self.repaired_before(primary);
+        self.oracle.on_disaster(&self.nodes, &self.clients, before);
+        and(self);
         self.lose(primary);
         // Whatever else was primary once is not to come back either.
         for at in 0..self.nodes.len() {
@@ -221,6 +265,17 @@ impl World {
             self.oracle.on_forced();
         }
         self.admin(backup, Admin::Promote { force: !marks.in_sync, policy });
+    }
+
+    /// Up to when a client's loss had to be noticed so that it is made good by now, if any is.
+    fn repaired_before(&self, primary: usize) -> Option<u64> {
+        let plan = &self.plan;
+        let round = 2 * plan.lan_us.1 + plan.store_us + 4 * plan.flush_us + plan.machine_us.1 + 2 * plan.disk_us.1;
+        let before = self.now.checked_sub(4 * round)?;
+        let status = self.nodes[primary].primary()?.status(Time(self.now));
+        let shares = plan.primary.privacy != Privacy::Withheld && plan.primary.custody_bytes_max > 1 << 20;
+        let able = shares && status.status.role == Role::Primary && !status.short;
+        (able && self.troubled_at <= before).then_some(before)
     }
 
     pub fn lose(&mut self, at: usize) {
@@ -315,7 +370,7 @@ impl World {
     fn help_recovery(&mut self, sovereign: usize) {
         let recovery = self.nodes[sovereign]
             .primary()
-            .and_then(|primary| primary.status(tagalong::log::Time(self.now)).recovery)
+            .and_then(|primary| primary.status(Time(self.now)).recovery)
             .filter(|recovery| recovery.phase != "promising" && recovery.phase != "fetching");
         let Some(recovery) = recovery else {
             self.waiting_since = None;
@@ -329,10 +384,19 @@ impl World {
         }
         let since = *self.waiting_since.get_or_insert(self.now);
         let long = self.now - since;
-        if self.healing && long > 2_000_000 && recovery.conflict.is_some() {
+        if self.oracle.concludes_alone(&self.nodes[sovereign], &self.clients) {
+            let healthy = self.healing_since.map_or(0, |healing| self.now - since.max(healing));
+            if healthy > 4_000_000 {
+                self.oracle.violate("liveness", format!("the recovery should do without an operator: {recovery:?}"));
+            }
+            return;
+        }
+        if self.healing && long > 1_000_000 && recovery.conflict.is_some() {
             for client in recovery.accused.clone() {
                 self.admin(sovereign, Admin::Exclude(client));
             }
+            self.waiting_since = Some(self.now);
+            return;
         }
         let dead =
             recovery.awaited.iter().any(|id| self.clients.iter().any(|client| client.id == *id && !client.is_live()));
@@ -358,12 +422,16 @@ impl World {
 
     fn unfinished_at(&self, sovereign: usize) -> Option<String> {
         let Some(primary) = self.nodes[sovereign].primary().filter(|_| self.is_open(sovereign)) else {
-            let status = self.nodes[sovereign].primary().map(|primary| primary.status(tagalong::log::Time(self.now)));
+            let status = self.nodes[sovereign].primary().map(|primary| primary.status(Time(self.now)));
             return Some(format!("node {sovereign} is not open: {status:?}"));
         };
         if !primary.unstable().is_empty() {
             let water = primary.watermarks();
             return Some(format!("I9: the delta of node {sovereign} is not empty: {water:?}"));
+        }
+        let status = primary.status(Time(self.now));
+        if status.shares > 0 || status.share_bytes > 0 || status.covered != status.head {
+            return Some(format!("I9: node {sovereign} still counts on shares: {status:?}"));
         }
         for (at, client) in self.clients.iter().enumerate().filter(|(_, client)| client.is_live()) {
             if let Some(why) = self.busy_client(at, primary.epoch()) {
@@ -387,14 +455,11 @@ impl World {
         if client.calls_left > 0 || client.closing {
             return Some(format!("{} calls are left, closing: {}", client.calls_left, client.closing));
         }
-        if core.unsent() > 0 || !core.image().commands.is_empty() || !core.image().headers.is_empty() {
-            let image = core.image();
-            return Some(format!(
-                "I9: unsent {}, its cache is {:?} {:?}",
-                core.unsent(),
-                image.commands,
-                image.headers
-            ));
+        let image = core.image();
+        let empty = image.commands.is_empty() && image.headers.is_empty() && image.shares.is_empty();
+        if core.unsent() > 0 || !empty || image.bytes > 0 || image.share_bytes > 0 {
+            let (unsent, commands, headers, shares) = (core.unsent(), &image.commands, &image.headers, &image.shares);
+            return Some(format!("I9: unsent {unsent}, its cache is {commands:?} {headers:?} {shares:?}"));
         }
         if !client.queries.is_empty() || !client.flushes.is_empty() {
             return Some(format!("queries {:?}, flushes {:?}", client.queries, client.flushes));

@@ -50,6 +50,7 @@ impl Oracle {
     pub fn check_rebuilt(&mut self, epoch: Epoch, reign: &ReignLog) {
         let report = &reign.report;
         let Some(old) = self.reigns.get(&report.previous) else { return };
+        let old_f = old.report.f;
         let at = |lsn: Lsn| usize::try_from(lsn.0).expect("small") - 1;
         let mut wrong = None;
         if report.base > Lsn(0) && old.log.get(at(report.base)) != reign.log.get(at(report.base)) {
@@ -74,7 +75,9 @@ impl Oracle {
         if let Some(wrong) = wrong {
             self.violate("I5", wrong);
         }
-        if report.policy.is_none() && !(report.missing.is_empty() && report.gaps.is_empty()) {
+        // Without whom a recovery may conclude, and how many of them, is for `check_recovered` to say.
+        let complete = report.gaps.is_empty() && (report.missing.is_empty() || old_f > 0);
+        if report.policy.is_none() && !complete {
             self.violate("I10", format!("nobody decided on what is missing: {report:?}"));
         }
     }
@@ -212,7 +215,14 @@ impl Oracle {
 
     /// I2: what leaves a primary for a client is at its level; I3: a checkpoint is durable at the stability target; I7: a
     /// promise is durable before anything of the epoch leaves, and a reign opens stable.
-    pub fn on_sent_to_client(&mut self, nodes: &[Node], at: usize, client: Option<usize>, message: &NodeMessage) {
+    pub fn on_sent_to_client(
+        &mut self,
+        nodes: &[Node],
+        clients: &[SimClient],
+        at: usize,
+        client: Option<usize>,
+        message: &NodeMessage,
+    ) {
         let node = &nodes[at];
         match message {
             NodeMessage::Status(status) => self.check_promised(node, at, status.epoch),
@@ -225,7 +235,10 @@ impl Oracle {
                     );
                 }
             }
-            NodeMessage::Frame(frame) => self.check_frame(nodes, at, client, frame),
+            NodeMessage::Frame(frame) => {
+                self.check_frame(nodes, at, client, frame);
+                self.check_covered(nodes, clients, frame);
+            }
             _ => {}
         }
     }
@@ -250,9 +263,11 @@ impl Oracle {
             let Some(tag) = response.tag else { continue };
             named.push(tag.lsn);
             let op = client.and_then(|client| self.views[client].ops.get(&response.request));
-            let level = self.effective(op.map_or(Level::Local, |op| op.level));
+            // What is answered already is asked for once more, as a filler, where its number is spent.
+            let spent = |op: &&crate::oracle::Op| op.done.is_some() || op.unheard;
+            let level = self.effective(op.filter(|op| !spent(op)).map_or(Level::Local, |op| op.level));
             let replied = matches!(response.outcome, Some(Outcome::Reply(_)));
-            let met = level != Level::Stable || tag.lsn <= stable;
+            let met = (level != Level::Stable || tag.lsn <= stable) && (tag.met >= level || level < Level::Covered);
             if replied && (!met || (after_log && tag.lsn > logged)) {
                 let what = format!("node {at} acknowledges {} at {level:?}; stable {stable}, logged {logged}", tag.lsn);
                 self.violate("I2", what);
@@ -369,7 +384,7 @@ impl Oracle {
         }
         let Some(origin) = origin else { return true };
         let Some(at) = clients.iter().position(|client| client.id == origin.client) else { return false };
-        if clients[at].lost || clients[at].ended {
+        if clients[at].lost || clients[at].ended || died(at) {
             return clients[at].ended || died(at);
         }
         let image = clients[at].image();
@@ -430,7 +445,11 @@ impl Oracle {
         let Some(core) = &client.core else { return };
         let image = core.image();
         let commands = image.bytes - 128 * image.headers.len() as u64;
-        let allowed = plan.client.cache_bytes_max - plan.client.cache_bytes_max / 8;
+        let room = if client.roomless { 0 } else { plan.client.share_bytes_max };
+        let allowed = plan.client.cache_bytes_max - plan.client.cache_bytes_max / 8 - room;
+        if image.share_bytes > 2 * room {
+            self.violate("I9", format!("client {at} keeps {} bytes of shares, and said {room}", image.share_bytes));
+        }
         if commands > allowed && image.commands.len() > 1 {
             self.violate("I9", format!("client {at} holds {commands} of {allowed} bytes"));
         }

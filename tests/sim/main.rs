@@ -11,7 +11,9 @@
 #![cfg(feature = "seeded-bugs")]
 #![allow(clippy::unwrap_used, unreachable_pub)]
 
+mod algebra;
 mod client;
+mod coverage;
 mod dice;
 mod disk;
 mod faults;
@@ -22,6 +24,7 @@ mod node;
 mod oracle;
 mod plan;
 mod scenarios;
+mod survivors;
 mod world;
 
 use std::cell::RefCell;

@@ -9,8 +9,11 @@ use tagalong::client::{CacheImage, Command};
 use tagalong::error::{Code, Error, Result};
 use tagalong::log::{Body, Epoch, EpochStart, Level, Lsn, Record, Request, Tag};
 use tagalong::message::Outcome;
+use tagalong::node::RecoveryPolicy;
+use tagalong::primary::PrimarySettings;
 
 use crate::client::SimClient;
+use crate::coverage::Damage;
 use crate::node::Node;
 
 /// The log of a reign, as its primary ordered it: from the first record on.
@@ -68,6 +71,8 @@ pub struct Seen {
 
 #[derive(Default)]
 pub struct ClientView {
+    /// What it fails together with.
+    pub domain: String,
     pub ops: BTreeMap<Request, Op>,
     pub asked: BTreeMap<u64, Asked>,
     pub flushes: BTreeMap<u64, Request>,
@@ -75,6 +80,8 @@ pub struct ClientView {
     pub forgotten: BTreeSet<u64>,
     /// Headers and tags that died with the client.
     pub died_with: BTreeSet<(Epoch, Lsn)>,
+    /// What its cache was when it died.
+    pub died_image: Option<CacheImage>,
     pub failed: bool,
     /// Acknowledged, held, superseded: to be returned to the application.
     pub owed: BTreeSet<Request>,
@@ -83,6 +90,8 @@ pub struct ClientView {
 pub struct Oracle {
     pub violation: Option<(&'static str, String)>,
     pub lowest: Level,
+    /// How many failure domains `Covered` stands for.
+    pub covering: u8,
     pub reigns: BTreeMap<Epoch, ReignLog>,
     pub views: Vec<ClientView>,
     pub seen: Vec<Seen>,
@@ -92,13 +101,21 @@ pub struct Oracle {
     pub floor: Lsn,
     pub forced: bool,
     pub policies: usize,
+    /// Recoveries wait for an operator.
+    pub waits: bool,
+    /// Clients that lost what they had confirmed, as long as that matters.
+    pub damages: BTreeMap<usize, Damage>,
+    /// Those whose loss had been made good when the last primary was lost.
+    pub repaired: BTreeSet<usize>,
+    pub sampled: u64,
 }
 
 impl Oracle {
-    pub fn new(lowest: Level) -> Self {
+    pub fn new(settings: &PrimarySettings) -> Self {
         Self {
             violation: None,
-            lowest,
+            lowest: settings.lowest,
+            covering: settings.covering(),
             reigns: BTreeMap::new(),
             views: Vec::new(),
             seen: Vec::new(),
@@ -106,6 +123,10 @@ impl Oracle {
             floor: Lsn(0),
             forced: false,
             policies: 0,
+            waits: settings.policy == RecoveryPolicy::Wait,
+            damages: BTreeMap::new(),
+            repaired: BTreeSet::new(),
+            sampled: 0,
         }
     }
 
@@ -121,20 +142,21 @@ impl Oracle {
 
     /// After a forced promotion, or an exclusion, reports may contradict what is left.
     pub fn may_conflict(&self) -> bool {
-        self.forced || self.policies > 0
+        self.forced || self.policies > 0 || self.damages.values().any(|damage| damage.torn)
     }
 
     /// The level a write or query is served at.
     pub fn effective(&self, asked: Level) -> Level {
         match (self.lowest, asked) {
             (Level::Local, Level::Tagged) => Level::Stable,
+            (_, Level::Covered) if self.covering == 0 => Level::Stable,
             (lowest, asked) => lowest.max(asked),
         }
     }
 
     // Reigns.
 
-    pub fn on_append(&mut self, nodes: &mut [Node], at: usize, records: &[Record]) {
+    pub fn on_append(&mut self, nodes: &mut [Node], clients: &[SimClient], at: usize, records: &[Record]) {
         let node = &nodes[at];
         let Some(primary) = node.primary() else {
             self.check_prefix(node, at, records);
@@ -156,6 +178,7 @@ impl Oracle {
             let reign = ReignLog { node: at, log, start: last.lsn(), resumed: last.lsn(), report, opened: None };
             self.check_rebuilt(epoch, &reign);
             self.reigns.insert(epoch, reign);
+            self.check_recovered(nodes, clients, at, epoch);
             nodes[at].serving = Some(epoch);
             return;
         }
@@ -199,8 +222,8 @@ impl Oracle {
 
     // Clients.
 
-    pub fn on_client(&mut self) {
-        self.views.push(ClientView::default());
+    pub fn on_client(&mut self, domain: String) {
+        self.views.push(ClientView { domain, ..ClientView::default() });
     }
 
     pub fn last_request(&self, at: usize) -> Request {
@@ -246,16 +269,22 @@ impl Oracle {
         view.flushes.clear();
     }
 
+    /// The entries whose places a cache knows.
+    pub fn places(&self, image: &CacheImage) -> BTreeSet<(Epoch, Lsn)> {
+        let tags = image.commands.values().filter_map(|command| command.tag.map(|tag| (tag.epoch, tag.lsn)));
+        image.headers.keys().copied().chain(tags).collect()
+    }
+
     pub fn on_client_crash(&mut self, client: &SimClient) {
         if client.persistent {
             return;
         }
         let Some(core) = &client.core else { return };
         let image = core.image();
-        let tags = image.commands.values().filter_map(|command| command.tag.map(|tag| (tag.epoch, tag.lsn)));
-        let held: BTreeSet<(Epoch, Lsn)> = image.headers.keys().copied().chain(tags).collect();
+        let held = self.places(image);
         let at = usize::try_from(client.id.0 - 100).expect("small");
         self.views[at].died_with = held;
+        self.views[at].died_image = Some(image.clone());
     }
 
     pub fn on_failed(&mut self, at: usize, error: &Error) {

@@ -28,6 +28,12 @@ pub enum Fault {
     CrashClient,
     /// The primary's site is lost for good, and the backup promoted.
     LosePrimary,
+    /// The same, and at the same instant failure domains of clients, with all their caches.
+    LosePrimaryAndClients,
+    /// A failure domain of clients is lost, with all their caches.
+    LoseClients,
+    /// A client's machine starts anew, and of its cache, which is not synced, the end is missing.
+    Reboot,
     /// The backup is promoted though the primary lives.
     FalsePromotion,
     /// Both at once.
@@ -50,7 +56,7 @@ pub enum Fault {
     Split,
 }
 
-pub const FAULTS: [Fault; 19] = [
+pub const FAULTS: [Fault; 22] = [
     Fault::Break,
     Fault::HalfOpen,
     Fault::Partition,
@@ -60,6 +66,9 @@ pub const FAULTS: [Fault; 19] = [
     Fault::CrashBackup,
     Fault::CrashClient,
     Fault::LosePrimary,
+    Fault::LosePrimaryAndClients,
+    Fault::LoseClients,
+    Fault::Reboot,
     Fault::FalsePromotion,
     Fault::CrashBoth,
     Fault::Stall,
@@ -79,6 +88,13 @@ pub struct Plan {
     pub clients: usize,
     /// Out of a hundred clients, how many have a cache on disk.
     pub persistent: u64,
+    /// Failure domains that clients share; 0 if each has its own.
+    pub racks: usize,
+    /// Out of a hundred clients, how many are in the primary's own domain, only read, only hold, or have no room for shares.
+    pub near: u64,
+    pub readers: u64,
+    pub holders: u64,
+    pub roomless: u64,
     /// When a backup first appears.
     pub backup_at: Option<u64>,
     pub faults: Vec<Fault>,
@@ -99,8 +115,9 @@ pub struct Plan {
     /// Out of a hundred calls.
     pub queries: u64,
     pub odd_calls: u64,
-    /// Out of a hundred writes, how many ask for more than the lowest level.
+    /// Out of a hundred calls, how many ask for `Stable`; of the others, for `Covered`.
     pub stable_writes: u64,
+    pub covered_writes: u64,
     pub policy: RecoveryPolicy,
     /// Clients that send queries before what they send again, as the protocol allows.
     pub queries_first: bool,
@@ -109,10 +126,18 @@ pub struct Plan {
 impl Plan {
     pub fn new(dice: &mut Dice, bias: Option<Rule>) -> Self {
         let lowest = match dice.below(20) {
-            0..13 => Level::Tagged,
-            13..17 => Level::Stable,
+            0..9 => Level::Tagged,
+            9..15 => Level::Covered,
+            15..18 => Level::Stable,
             _ => Level::Local,
         };
+        let f = match dice.below(10) {
+            _ if lowest == Level::Tagged && dice.percent(60) => 0,
+            0..6 => 1,
+            6..9 => 2,
+            _ => 3,
+        };
+        let shared = f > 0 || dice.percent(50);
         let gaps = if dice.percent(50) { GapPolicy::Stop } else { GapPolicy::Skip };
         let conclude = RecoveryPolicy::Conclude {
             gaps,
@@ -127,13 +152,13 @@ impl Plan {
             domain: "east".to_owned(),
             endpoint: String::new(),
             lowest,
-            f: 0,
-            privacy: Privacy::Withheld,
-            uncovered: Uncovered::WhenStable,
-            stripe_members: 8,
-            stripe_wait_us: 500,
-            window_percent: 100,
-            custody_bytes_max: 64 << 20,
+            f,
+            privacy: if shared { Privacy::Open } else { Privacy::Withheld },
+            uncovered: if dice.percent(20) { Uncovered::Refuse } else { Uncovered::WhenStable },
+            stripe_members: dice.pick(&[1, 2, 4, 8]),
+            stripe_wait_us: dice.pick(&[0, 500, 5_000, 30_000]),
+            window_percent: dice.pick(&[0, 30, 100, 300]),
+            custody_bytes_max: dice.pick(&[0, 600, 64 << 20, 64 << 20]),
             require_backup: dice.percent(10),
             log_before_send: dice.percent(15),
             reply_after_log: dice.percent(15),
@@ -153,10 +178,11 @@ impl Plan {
             decode_bytes_max: 1 << 24,
             policy,
         };
+        let cache_bytes_max = if dice.percent(30) { dice.between(8_192, 12_000) } else { 1 << 20 };
         let client = ClientSettings {
             unsent_bytes_max: 64 << 20,
-            cache_bytes_max: if dice.percent(30) { dice.between(8_192, 12_000) } else { 1 << 20 },
-            share_bytes_max: 4_000,
+            cache_bytes_max,
+            share_bytes_max: dice.pick(&[1_000, 4_000, 1 << 19, 1 << 19]).min(cache_bytes_max / 2),
             confirm_delay_us: dice.between(100, 4_000),
             queries_max: 32,
             volatile: false,
@@ -170,11 +196,17 @@ impl Plan {
             _ => None,
         };
         primary.require_backup &= backup_at.is_some();
+        let clients = if f > 0 { dice.between(u64::from(f) + 1, 8) } else { dice.between(1, 5) };
         let mut plan = Self {
             primary,
             client,
-            clients: usize::try_from(dice.between(1, 5)).expect("small"),
+            clients: usize::try_from(clients).expect("small"),
             persistent: dice.pick(&[0, 50, 100]),
+            racks: if dice.percent(30) { usize::try_from(dice.between(1, clients)).expect("small") } else { 0 },
+            near: dice.pick(&[0, 10]),
+            readers: dice.pick(&[0, 0, 20]),
+            holders: dice.pick(&[0, 0, 30]),
+            roomless: dice.pick(&[0, 0, 20]),
             backup_at,
             faults,
             fault_every: dice.pick(&[5_000, 15_000, 40_000, 100_000]),
@@ -193,6 +225,7 @@ impl Plan {
             queries: dice.pick(&[0, 20, 50]),
             odd_calls: dice.pick(&[0, 5, 15]),
             stable_writes: dice.pick(&[0, 10, 50]),
+            covered_writes: dice.pick(&[0, 20, 50]),
             policy,
             queries_first: dice.percent(20),
         };

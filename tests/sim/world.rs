@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BinaryHeap};
 
 use bytes::Bytes;
 use tagalong::client::{ClientInput, ClientOutput};
-use tagalong::log::{Epoch, Lsn, Time};
+use tagalong::log::{Epoch, Level, Lsn, SessionRole, Time};
 use tagalong::message::{ClientFrame, ClientMessage, NodeMessage, PrimaryMessage};
 use tagalong::node::{Admin, Conn, Input, NodeEvent, Output};
 use tagalong::rule::Rule;
@@ -62,6 +62,9 @@ pub struct World {
     pub ghosts: BTreeMap<(At, Epoch), Parcel>,
     serial: u64,
     pub steps: u64,
+    /// When something last happened that takes time to be repaired.
+    pub troubled_at: u64,
+    pub healing_since: Option<u64>,
 }
 
 /// Virtual time the healing may take.
@@ -80,7 +83,7 @@ impl World {
             println!("{plan:#?}");
         }
         let mut world = Self {
-            oracle: Oracle::new(plan.primary.lowest),
+            oracle: Oracle::new(&plan.primary),
             plan,
             dice,
             now: 1_000_000,
@@ -99,6 +102,8 @@ impl World {
             ghosts: BTreeMap::new(),
             serial: 0,
             steps: 0,
+            troubled_at: 0,
+            healing_since: None,
         };
         world.add_node(true, None);
         if let Some(at) = world.plan.backup_at {
@@ -124,6 +129,7 @@ impl World {
             self.now = self.now.max(at);
             if !self.healing && self.now >= heal_at {
                 self.healing = true;
+                self.healing_since = Some(self.now);
                 self.note("healing begins");
                 self.blocked.clear();
             }
@@ -318,7 +324,7 @@ impl World {
                 Output::ToClient(conn, message) => {
                     let client = self.streams.get(&conn.0).map(|stream| stream.ends[0].at);
                     let client = client.and_then(|at| if let At::Client(client) = at { Some(client) } else { None });
-                    self.oracle.on_sent_to_client(&self.nodes, at, client, &message);
+                    self.oracle.on_sent_to_client(&self.nodes, &self.clients, at, client, &message);
                     self.send(conn.0, At::Node(at), Parcel::FromNode(message));
                 }
                 Output::ToBackup(conn, message) => {
@@ -335,7 +341,7 @@ impl World {
                 }
                 Output::Close(conn) => self.close(conn.0, At::Node(at)),
                 Output::Append(records) => {
-                    self.oracle.on_append(&mut self.nodes, at, &records);
+                    self.oracle.on_append(&mut self.nodes, &self.clients, at, &records);
                     self.nodes[at].disk.push(Operation::Append(records));
                     self.run_disk(at);
                 }
@@ -635,6 +641,8 @@ impl World {
             Parcel::FromPrimary(message) => self.step_node(node, Input::FromPrimary(conn, message)),
             Parcel::FromNode(_) => {}
             Parcel::Gone => {
+                self.trouble();
+                self.oracle.on_noticed(id, self.now);
                 self.step_node(node, Input::Gone(conn));
                 if side == 0 {
                     let (life, backoff) = (self.nodes[node].life, self.dice.between(500, 10_000));
@@ -690,11 +698,30 @@ impl World {
     pub fn add_client(&mut self, calls: u64) {
         let number = self.clients.len();
         let persistent = self.dice.percent(self.plan.persistent);
-        let domain = if self.dice.percent(10) { "east".to_owned() } else { format!("rack-{number}") };
-        self.clients.push(SimClient::new(number, persistent, calls, domain));
-        self.oracle.on_client();
+        let domain = match self.plan.racks {
+            _ if self.dice.percent(self.plan.near) => "east".to_owned(),
+            0 if number.is_multiple_of(7) => String::new(),
+            0 => format!("rack-{number}"),
+            racks => format!("rack-{}", self.dice.index(racks)),
+        };
+        let role = match () {
+            () if self.dice.percent(self.plan.readers) => SessionRole::Reader,
+            () if self.dice.percent(self.plan.holders) => SessionRole::Holder,
+            () => SessionRole::Writer,
+        };
+        let mut client = SimClient::new(number, persistent, calls, domain, role);
+        client.roomless = self.dice.percent(self.plan.roomless);
+        self.oracle.on_client(client.failure_domain());
+        self.clients.push(client);
         let delay = self.dice.below(10_000);
         self.after(delay, Event::StartClient { client: number });
+    }
+
+    /// Somebody takes the place of a client that is gone.
+    fn replace_client(&mut self, at: usize) {
+        if self.clients.len() < self.plan.clients + 8 {
+            self.add_client(self.clients[at].calls_left);
+        }
     }
 
     fn start_client(&mut self, at: usize) {
@@ -717,18 +744,54 @@ impl World {
         if self.clients[at].core.is_none() {
             return;
         }
+        self.trouble();
         self.oracle.on_client_crash(&self.clients[at]);
+        if !self.clients[at].persistent {
+            self.oracle.on_damage(at, self.clients[at].session, false, self.now);
+        }
         self.clients[at].crash(&mut self.dice);
         self.note(format!("client {at} dies{}", if self.clients[at].lost { " for good" } else { "" }));
         self.cut_all(At::Client(at));
         let delay = self.dice.between(1_000, 300_000);
         if self.clients[at].lost {
-            let calls = self.clients[at].calls_left;
-            if self.clients.len() < 12 {
-                self.add_client(calls);
-            }
+            self.replace_client(at);
         } else {
             self.after(delay, Event::StartClient { client: at });
+        }
+    }
+
+    /// A client's machine dies, with the end of its cache.
+    pub fn reboot_client(&mut self, at: usize) {
+        if self.clients[at].core.is_none() || !self.clients[at].persistent {
+            return;
+        }
+        let session = self.clients[at].session;
+        self.crash_client(at);
+        let before = self.oracle.places(&self.clients[at].stored);
+        self.clients[at].tear(&mut self.dice);
+        let after = self.oracle.places(&self.clients[at].stored);
+        self.oracle.on_damage(at, session, true, self.now);
+        self.oracle.views[at].died_with.extend(before.difference(&after));
+    }
+
+    /// Something goes on that has to be over before everything can be as it should be.
+    pub fn trouble(&mut self) {
+        self.troubled_at = self.troubled_at.max(self.now);
+    }
+
+    /// A client is gone with its cache, on whatever it was.
+    pub fn lose_client(&mut self, at: usize) {
+        if !self.clients[at].is_live() {
+            return;
+        }
+        self.clients[at].persistent = false;
+        if self.clients[at].core.is_some() {
+            self.crash_client(at);
+        } else {
+            self.note(format!("the cache of client {at} is lost"));
+            self.oracle.on_damage(at, None, false, self.now);
+            self.clients[at].lost = true;
+            self.replace_client(at);
         }
     }
 
@@ -791,6 +854,7 @@ impl World {
             match output {
                 ClientOutput::Send(conn, message) => {
                     if matches!(message, ClientMessage::Attach(_)) {
+                        self.trouble();
                         self.clients[at].session = Some(conn.0);
                     }
                     self.send_from_client(at, conn.0, message);
@@ -825,10 +889,7 @@ impl World {
                     self.note(format!("client {at} fails: {error}"));
                     self.oracle.on_failed(at, &error);
                     self.end_client(at);
-                    if self.clients.len() < 12 {
-                        let calls = self.clients[at].calls_left;
-                        self.add_client(calls);
-                    }
+                    self.replace_client(at);
                 }
                 ClientOutput::Closed => {
                     self.note(format!("client {at} is closed"));
@@ -873,11 +934,12 @@ impl World {
         let query = self.dice.percent(self.plan.queries);
         let key = u8::try_from(self.dice.below(self.plan.keys)).expect("a byte");
         let think = self.dice.below(2 * self.plan.think_us);
-        let level = if self.dice.percent(self.plan.stable_writes) {
-            tagalong::log::Level::Stable
-        } else {
-            self.dice.pick(&[tagalong::log::Level::Local, tagalong::log::Level::Tagged])
+        let level = match () {
+            () if self.dice.percent(self.plan.stable_writes) => Level::Stable,
+            () if self.dice.percent(self.plan.covered_writes) => Level::Covered,
+            () => self.dice.pick(&[Level::Local, Level::Tagged]),
         };
+        let reader = self.clients[at].role == SessionRole::Reader;
         if self.clients[at].calls_left == 0 {
             if !self.clients[at].closing && self.dice.percent(30) {
                 self.clients[at].closing = true;
@@ -891,7 +953,7 @@ impl World {
         self.serial += 1;
         let padding = usize::try_from(self.dice.below(self.plan.payload_max + 1)).expect("small");
         let payload = crate::machine::command(key, self.serial, padding);
-        let choice = self.dice.below(4);
+        let choice = self.dice.below(if reader { 3 } else { 4 });
         let core = self.clients[at].core.as_mut().expect("up");
         if odd {
             match choice {
@@ -920,7 +982,7 @@ impl World {
                     }
                 }
             }
-        } else if query {
+        } else if query || reader {
             if let Ok(id) = core.query(Bytes::copy_from_slice(&[key]), level) {
                 self.clients[at].queries.insert(id, ());
                 self.oracle.on_query(at, id, key, level);
