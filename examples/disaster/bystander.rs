@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 use hdrhistogram::Histogram;
 use serde_json::json;
 use tagalong::TaggedClient;
+use tagalong::client::ClientSettings;
 use tagalong::log::SessionRole;
+use tagalong::net::TaggedClientBuilder;
 
 use crate::Result;
 use crate::journal::micros;
@@ -27,13 +29,24 @@ pub(crate) struct BystanderArgs {
     /// Where nodes may be found.
     #[arg(long)]
     pub(crate) endpoint: Vec<String>,
+    /// How many bytes of shares it takes; the library's default without.
+    #[arg(long)]
+    pub(crate) share_bytes: Option<u64>,
+}
+
+impl BystanderArgs {
+    fn builder(&self) -> TaggedClientBuilder {
+        let defaults = ClientSettings::default();
+        let share_bytes_max = self.share_bytes.unwrap_or(defaults.share_bytes_max);
+        let builder = TaggedClient::builder(&self.domain).endpoints(self.endpoint.clone()).connect_within(ATTACH);
+        builder.settings(ClientSettings { share_bytes_max, ..defaults })
+    }
 }
 
 /// Keeps shares until it is told to stop.
 pub(crate) async fn hold(args: BystanderArgs) -> Result<()> {
     let mut orders = orders()?;
-    let builder = TaggedClient::builder(args.domain).endpoints(args.endpoint).role(SessionRole::Holder);
-    let holder = builder.connect_within(ATTACH).connect().await?;
+    let holder = args.builder().role(SessionRole::Holder).connect().await?;
     tell(&json!({ "event": "attached", "session": holder.id().to_string() }));
     while orders.recv().await.is_some_and(|order| order != "stop") {}
     holder.close().await?;
@@ -50,8 +63,7 @@ pub(crate) async fn pass_by(args: BystanderArgs) -> Result<()> {
     loop {
         let asked = Instant::now();
         // Every time somebody else, as far as the service knows.
-        let builder = TaggedClient::builder(&args.domain).endpoints(args.endpoint.clone());
-        let passer = builder.connect_within(ATTACH).connect().await?;
+        let passer = args.builder().connect().await?;
         opens.saturating_record(micros(asked.elapsed()));
         passer.read(Question::Get("list/00/000000".into()).encode()).await?;
         passer.close().await?;

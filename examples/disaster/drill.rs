@@ -17,14 +17,14 @@ use std::time::{Duration, Instant};
 use hdrhistogram::Histogram;
 use serde_json::Value;
 use tagalong::log::GapPolicy;
-use tagalong::message::{NodeStatus, Role};
+use tagalong::message::{NodeStatus, Role, SessionStatus};
 use tagalong::node::RecoveryPolicy;
 
 use crate::Result;
 use crate::audit::audit;
 use crate::checker::{Named, Verdict, check};
 use crate::journal::{Clock, Journal, Line};
-use crate::report::{Mode, Pace, Row, grouped};
+use crate::report::{Mode, Pace, Row, clients, grouped};
 use crate::screen::Screen;
 use crate::service::{Plan, Service, Traffic};
 use crate::source::{Chunk, Source};
@@ -57,6 +57,8 @@ pub(crate) struct End {
     pub(crate) kills: usize,
     /// How many more are killed with it, on caches that stay.
     pub(crate) deaths: usize,
+    /// How many more are killed well before it, and what they held is gone.
+    pub(crate) early: usize,
     /// Whether those come back, on their caches.
     pub(crate) return_after: Option<Duration>,
 }
@@ -197,6 +199,10 @@ async fn bring_disaster(service: &mut Service, screen: &Screen, started: Instant
     let mut disaster = Disaster::default();
     watch(service, screen, started, started + WARM_UP, "load").await?;
     let (measured, before) = (clock.now(), service.traffic());
+    if end.early > 0 {
+        watch(service, screen, started, started + service.plan.load / 4, "load").await?;
+        kill_early(service, screen, started, end).await?;
+    }
     watch(service, screen, started, started + service.plan.load / 2, "load").await?;
 
     let mut moments = Moments { measured, cut: clock.now(), ..Moments::default() };
@@ -217,10 +223,9 @@ async fn bring_disaster(service: &mut Service, screen: &Screen, started: Instant
     }
     moments.killed = clock.now();
     service.kill(end.kills, end.deaths).await?;
-    let who = if end.kills > 0 {
-        format!(" and {} clients, folders deleted,", end.kills)
-    } else {
-        ", folder deleted,".into()
+    let who = match end.kills {
+        0 => ", folder deleted,".into(),
+        kills => format!(" and {}, folders deleted,", clients(kills)),
     };
     let delta = grouped(disaster.delta_entries);
     screen.phase(&format!("SIGKILL for the primary{who} with a delta of {delta} entries; promoting"));
@@ -244,6 +249,27 @@ async fn bring_disaster(service: &mut Service, screen: &Screen, started: Instant
     disaster.missing.sort_by_key(|name| (name.len(), name.clone()));
     (disaster.moments, disaster.phases) = (moments, phases);
     Ok(disaster)
+}
+
+/// Kills some clients, and waits until the backup knows that nobody has to wait for them.
+async fn kill_early(service: &mut Service, screen: &Screen, started: Instant, end: End) -> Result<()> {
+    let first = end.kills + end.deaths;
+    let dying = first..first + end.early;
+    screen.phase(&format!("SIGKILL for {}, folders deleted; the load goes on", clients(end.early)));
+    service.kill_clients(dying.clone()).await?;
+    let dead: Vec<String> = service.clients[dying].iter().map(|client| client.session.clone()).collect();
+    let deadline = Instant::now() + RECOVERY;
+    loop {
+        let status = service.backup.admin.status().await?;
+        let on = |client: &SessionStatus| client.state == "on" && dead.contains(&client.client.to_string());
+        if !status.sessions.iter().any(on) {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            return Err(format!("the killed clients were not suspended within {RECOVERY:?}").into());
+        }
+        watch(service, screen, started, Instant::now() + LOOK, "load, and some clients are dead").await?;
+    }
 }
 
 /// What the report of the recovery names.

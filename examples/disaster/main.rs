@@ -75,11 +75,21 @@ struct Arguments {
     /// So many processes more whose sessions open and close all the time.
     #[arg(long, default_value_t = 0, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(..=1000))]
     churn: u64,
+    /// How many bytes of shares each of those takes [default: the library's].
+    #[arg(long, value_name = "BYTES")]
+    churn_holds: Option<u64>,
+    /// How long a stripe waits for more members [default: the library's].
+    #[arg(long, value_name = "US")]
+    stripe_wait_us: Option<u64>,
     /// So many clients get a SIGKILL together with the primary, and what they held is gone like what the primary had.
     /// Where that is more than the mode covers for, the recovery is concluded without them once it was seen to wait, and
     /// all that is lost has to be named.
     #[arg(long, default_value_t = 0, value_name = "COUNT")]
     kill_clients: u64,
+    /// So many clients more are killed well before the disaster, and what they held is gone: others have taken over what
+    /// was needed of it, and these do not count among those that are covered for.
+    #[arg(long, default_value_t = 0, value_name = "COUNT")]
+    kill_early: u64,
     /// Clients hold what they wrote in files, as with --client-deaths; those of killed clients are deleted.
     #[arg(long)]
     file_caches: bool,
@@ -174,7 +184,7 @@ impl Arguments {
     }
 
     fn check(&self) -> Result<()> {
-        if self.kill_clients + self.client_deaths > self.clients {
+        if self.kill_clients + self.client_deaths + self.kill_early > self.clients {
             return Err("more clients are to be killed than there are".into());
         }
         Ok(())
@@ -289,10 +299,13 @@ async fn drills(arguments: Arguments) -> Result<bool> {
         rate: if arguments.full_speed { 0 } else { arguments.rate },
         load: Duration::from_secs_f64(arguments.seconds.unwrap_or(if arguments.measure.is_some() { 3.0 } else { 8.0 })),
         caches: arguments.client_deaths > 0 || arguments.file_caches,
-        careful: arguments.client_deaths + arguments.kill_clients > 0,
+        careful: arguments.client_deaths + arguments.kill_clients + arguments.kill_early > 0,
+        suspend_soon: arguments.kill_early > 0,
+        stripe_wait_us: arguments.stripe_wait_us,
         f: arguments.f,
         holders: arguments.holders,
         passers: arguments.churn,
+        passers_hold: arguments.churn_holds,
     };
     if let Some(what) = arguments.measure {
         let repeats = usize::try_from(arguments.repeats)?;
@@ -336,6 +349,7 @@ fn end(arguments: &Arguments) -> Result<drill::End> {
         silent: arguments.silent,
         kills: usize::try_from(arguments.kill_clients)?,
         deaths: usize::try_from(arguments.client_deaths)?,
+        early: usize::try_from(arguments.kill_early)?,
         return_after: (!arguments.never_back).then_some(RETURN_AFTER),
     })
 }

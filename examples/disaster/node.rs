@@ -27,6 +27,12 @@ pub(crate) struct NodeArgs {
     /// How many failure domains it covers for, where it covers.
     #[arg(long)]
     pub(crate) f: u8,
+    /// How long a stripe waits for more members; the library's default without.
+    #[arg(long)]
+    pub(crate) stripe_wait_us: Option<u64>,
+    /// How long a client that went away is waited for before it is suspended; the library's default without.
+    #[arg(long)]
+    pub(crate) suspend_after_us: Option<u64>,
     /// Where the secret is under which shares are sealed.
     #[arg(long)]
     pub(crate) share_key: Option<PathBuf>,
@@ -54,7 +60,14 @@ fn settings(args: &NodeArgs) -> PrimarySettings {
         Mode::Sync => Level::Stable,
     };
     let f = if args.mode == Mode::Covered { args.f } else { 0 };
-    PrimarySettings { lowest, f, ..PrimarySettings::default() }
+    let defaults = PrimarySettings::default();
+    PrimarySettings {
+        lowest,
+        f,
+        stripe_wait_us: args.stripe_wait_us.unwrap_or(defaults.stripe_wait_us),
+        suspend_after_us: args.suspend_after_us.unwrap_or(defaults.suspend_after_us),
+        ..defaults
+    }
 }
 
 async fn primary(args: NodeArgs) -> Result<()> {

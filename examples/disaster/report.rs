@@ -234,6 +234,10 @@ fn tenth(value: f64) -> f64 {
     (value * 10.0).round() / 10.0
 }
 
+pub(crate) fn clients(count: usize) -> String {
+    if count == 1 { "1 client".into() } else { format!("{count} clients") }
+}
+
 /// 12345 as `12,345`.
 pub(crate) fn grouped(number: u64) -> String {
     let digits = number.to_string();
@@ -352,7 +356,7 @@ pub(crate) fn picture(rows: &[Row], setting: &Setting) -> String {
     let holders = if setting.holders > 0 { format!(" and {} holders", setting.holders) } else { String::new() };
     let killed = match setting.killed {
         0 => String::new(),
-        killed => format!(", and {killed} of the clients killed beside it, with what they held"),
+        killed => format!(", and {} killed beside it, with what they held", clients(killed)),
     };
     let mut out = format!(
         "\n  {} clients{holders} {} ms from the primary, backup {} ms away; link cut, {} ms later SIGKILL and the \
@@ -438,9 +442,9 @@ fn meaning(rows: &[Row]) -> String {
         let _ = match row.promise() {
             Promise::Named => writeln!(
                 out,
-                "  {name}: {p50} a write. With {} clients gone for good {lost} of {acked} acknowledged writes are lost, \
-                 and every one of them is named.",
-                row.killed
+                "  {name}: {p50} a write. With {} gone for good {lost} of {acked} acknowledged writes are lost, and every \
+                 one of them is named.",
+                clients(row.killed)
             ),
             _ => writeln!(
                 out,

@@ -23,6 +23,8 @@ use crate::report::Mode;
 
 /// How long the processes may take to start, to connect, to be in sync.
 const START: Duration = Duration::from_secs(60);
+/// Where clients are to be suspended soon: after this.
+const SOON_US: u64 = 300_000;
 /// How long an orderly end may take.
 pub(crate) const END: Duration = Duration::from_secs(20);
 
@@ -44,12 +46,17 @@ pub(crate) struct Plan {
     pub(crate) caches: bool,
     /// Clients may be killed: their journals have everything before anything follows from it.
     pub(crate) careful: bool,
+    /// A client that went away is suspended soon.
+    pub(crate) suspend_soon: bool,
+    pub(crate) stripe_wait_us: Option<u64>,
     /// How many failure domains `Covered` covers for.
     pub(crate) f: u8,
     /// Clients that only keep shares.
     pub(crate) holders: u64,
     /// Clients whose sessions open and close all the time.
     pub(crate) passers: u64,
+    /// Bytes of shares that each of those takes.
+    pub(crate) passers_hold: Option<u64>,
 }
 
 impl Plan {
@@ -148,11 +155,11 @@ impl Service {
         let (clients, holders, passers) = (Vec::new(), Vec::new(), Vec::new());
         let mut service = Service { plan, primary, backup, clients, holders, passers, near, far, link };
         for number in 0..service.plan.holders {
-            let holder = service.spawn_bystander("holder", number)?;
+            let holder = service.spawn_bystander("holder", number, None)?;
             service.holders.push(holder);
         }
         for number in 0..service.plan.passers {
-            let passer = service.spawn_bystander("passer", number)?;
+            let passer = service.spawn_bystander("passer", number, service.plan.passers_hold)?;
             service.passers.push(passer);
         }
         for number in 0..service.plan.clients {
@@ -170,11 +177,12 @@ impl Service {
         Ok(service)
     }
 
-    fn spawn_bystander(&self, what: &str, number: u64) -> Result<Bystander> {
+    fn spawn_bystander(&self, what: &str, number: u64, holds: Option<u64>) -> Result<Bystander> {
         let name = format!("{what}-{number}");
         let endpoints = [self.near.endpoint(), self.far.endpoint()];
         let mut arguments = [what, "--domain", &name].map(String::from).to_vec();
         arguments.extend(endpoints.into_iter().flat_map(|endpoint| ["--endpoint".into(), endpoint]));
+        arguments.extend(holds.into_iter().flat_map(|bytes| ["--share-bytes".into(), bytes.to_string()]));
         let process = Process::spawn(&name, &self.plan.folder.join("logs"), &arguments)?;
         Ok(Bystander { process, name: format!("{what} {number}"), session: String::new() })
     }
@@ -197,14 +205,26 @@ impl Service {
             client.is_dead = true;
         }
         std::fs::remove_dir_all(&self.primary.folder)?;
-        for number in 0..self.plan.clients.min(for_good as u64) {
-            match std::fs::remove_dir_all(self.plan.home(number)) {
-                // It held what it wrote in memory.
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-                removed => removed?,
-            }
+        (0..for_good).try_for_each(|at| self.forget(at))
+    }
+
+    /// The end of some clients and of what they held, while all others live.
+    pub(crate) async fn kill_clients(&mut self, which: std::ops::Range<usize>) -> Result<()> {
+        for at in which {
+            self.clients[at].process.kill().await?;
+            self.clients[at].is_dead = true;
+            self.forget(at)?;
         }
         Ok(())
+    }
+
+    /// A dead client's folder is gone.
+    fn forget(&self, at: usize) -> Result<()> {
+        match std::fs::remove_dir_all(self.plan.home(self.clients[at].number)) {
+            // It held what it wrote in memory.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            removed => Ok(removed?),
+        }
     }
 
     /// What the links carried so far.
@@ -317,6 +337,12 @@ impl Node {
         let mut arguments: Vec<String> =
             ["node", "--folder", &path, "--mode", plan.mode.name(), "--advertise", &advertise].map(String::from).into();
         arguments.extend(["--f".into(), plan.f.to_string()]);
+        if let Some(wait) = plan.stripe_wait_us {
+            arguments.extend(["--stripe-wait-us".into(), wait.to_string()]);
+        }
+        if plan.suspend_soon {
+            arguments.extend(["--suspend-after-us".into(), SOON_US.to_string()]);
+        }
         if plan.mode.shares() {
             arguments.extend(["--share-key".into(), text(&plan.share_key())?]);
         }
