@@ -74,9 +74,8 @@ fn multiply(a: u8, b: u8) -> u8 {
     product.to_le_bytes()[0]
 }
 
-static PRODUCTS: LazyLock<Vec<[u8; 256]>> = LazyLock::new(|| {
-    (0..=255).map(|a| std::array::from_fn(|b| multiply(a, b.to_le_bytes()[0]))).collect()
-});
+static PRODUCTS: LazyLock<Vec<[u8; 256]>> =
+    LazyLock::new(|| (0..=255).map(|a| std::array::from_fn(|b| multiply(a, b.to_le_bytes()[0]))).collect());
 
 fn mul(a: u8, b: u8) -> u8 {
     PRODUCTS[usize::from(a)][usize::from(b)]

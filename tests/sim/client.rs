@@ -117,7 +117,8 @@ impl SimClient {
     /// request number is given out twice for it.
     pub fn tear(&mut self, dice: &mut Dice) {
         let soft = |op: &&CacheOp| {
-            let (tag, mark) = (matches!(op, CacheOp::Tag { .. }), matches!(op, CacheOp::Stable(..) | CacheOp::Settled(..)));
+            let (tag, mark) =
+                (matches!(op, CacheOp::Tag { .. }), matches!(op, CacheOp::Stable(..) | CacheOp::Settled(..)));
             tag || mark || matches!(op, CacheOp::Share(_) | CacheOp::Headers(_) | CacheOp::Observed(..))
         };
         let most = self.ops.iter().rev().take_while(soft).count();

@@ -69,7 +69,8 @@ impl Oracle {
     fn lost_domains(&self, nodes: &[Node], old: &ReignLog, report: &ReignLog) -> BTreeSet<&str> {
         let report = &report.report;
         let absent = report.missing.iter().chain(&report.excluded).map(|client| Self::at(*client));
-        let torn = self.damages.iter().filter(|(_, damage)| damage.torn && damage.head > (report.previous, report.base));
+        let torn =
+            self.damages.iter().filter(|(_, damage)| damage.torn && damage.head > (report.previous, report.base));
         let lost = absent.chain(torn.map(|(at, _)| *at)).filter(|at| !self.repaired.contains(at));
         let mut domains = self.domains_of(lost);
         domains.remove(nodes[old.node].domain.as_str());
@@ -98,19 +99,24 @@ impl Oracle {
         let mut damaged = self.domains_of(self.damages.keys().copied());
         damaged.remove(near);
         let others = self.domains_of((0..clients.len()).filter(|at| clients[*at].life > 0 && clients[*at].is_live()));
-        let others: Vec<&str> = others.into_iter().filter(|domain| *domain != near && !damaged.contains(domain)).collect();
+        let others: Vec<&str> =
+            others.into_iter().filter(|domain| *domain != near && !damaged.contains(domain)).collect();
         let Some(more) = f.checked_sub(damaged.len()) else { return };
         let mut wrong = None;
         for mask in (0u32..1 << others.len()).filter(|mask| mask.count_ones() as usize == more.min(others.len())) {
             let gone = (0..others.len()).filter(|n| mask & (1 << n) != 0).map(|n| others[n]);
             let gone: BTreeSet<&str> = gone.chain(damaged.iter().copied()).chain([near]).collect();
-            let left = (0..clients.len()).filter(|at| !gone.contains(self.views[*at].domain.as_str()) && clients[*at].is_live());
+            let left = (0..clients.len())
+                .filter(|at| !gone.contains(self.views[*at].domain.as_str()) && clients[*at].is_live());
             let caches = left.map(|at| (clients[at].id, clients[at].image()));
             let survivors = Survivors::new(frame.epoch, &reign.log, base, caches);
             let lost = (base.0 + 1..=upto.0).map(Lsn).find(|lsn| !survivors.supplies(*lsn, true));
             if let Some(lsn) = lost {
-                let header = reign.log.get(usize::try_from(lsn.0).expect("small") - 1).map(|record| &record.entry.header);
-                wrong = Some(format!("{upto} is shown as covered, but without {gone:?} nobody can supply {lsn}: {header:?}"));
+                let header =
+                    reign.log.get(usize::try_from(lsn.0).expect("small") - 1).map(|record| &record.entry.header);
+                wrong = Some(format!(
+                    "{upto} is shown as covered, but without {gone:?} nobody can supply {lsn}: {header:?}"
+                ));
                 break;
             }
         }
@@ -133,7 +139,8 @@ impl Oracle {
         let in_sync = old.node == at || nodes[at].disk.marks.as_ref().is_some_and(|marks| marks.in_sync);
         let missing = self.domains_of(report.missing.iter().map(|client| Self::at(*client)));
         if silent && (missing.len() > f || (!in_sync && !missing.is_empty())) {
-            let what = format!("{epoch} concluded without {missing:?}, f {f}, in sync {in_sync}, and nobody decided that");
+            let what =
+                format!("{epoch} concluded without {missing:?}, f {f}, in sync {in_sync}, and nobody decided that");
             self.violate("I10", what);
             return;
         }
@@ -163,7 +170,10 @@ impl Oracle {
                 _ => None,
             };
             if end.is_some_and(|end| end > last) || (silent && !walk.gaps.is_empty()) {
-                wrong = Some(("I5", format!("{heard:?} can supply {walk:?}; {epoch} was rebuilt up to {last}: {report:?}")));
+                wrong = Some((
+                    "I5",
+                    format!("{heard:?} can supply {walk:?}; {epoch} was rebuilt up to {last}: {report:?}"),
+                ));
             }
         }
         for (number, view) in self.views.iter().enumerate() {
@@ -181,7 +191,10 @@ impl Oracle {
                 if survives && in_sync && waited && !kept && wrong.is_none() {
                     let whose = format!("client {number}: request {request}, acknowledged at {lsn} of {of}");
                     wrong = Some(if (report.base.0 + 1..=lsn.0).all(|lsn| survivors.supplies(Lsn(lsn), true)) {
-                        ("I5", format!("{whose}, is not in the log of {epoch}, though it could be supplied: {report:?}"))
+                        (
+                            "I5",
+                            format!("{whose}, is not in the log of {epoch}, though it could be supplied: {report:?}"),
+                        )
                     } else {
                         let first = (report.base.0 + 1..=lsn.0).find(|lsn| !survivors.supplies(Lsn(*lsn), true));
                         ("I10", format!("{whose}, is lost with {lost:?} alone: nobody supplies {first:?}: {report:?}"))
@@ -203,7 +216,9 @@ impl Oracle {
         let log = &node.disk.log;
         let in_sync = node.disk.marks.as_ref().is_some_and(|marks| marks.in_sync);
         let f = log.iter().rev().find_map(|record| match &record.entry.header.body {
-            Body::EpochStart(start) if in_sync || record.entry.header.epoch.node == node.id => Some(usize::from(start.f)),
+            Body::EpochStart(start) if in_sync || record.entry.header.epoch.node == node.id => {
+                Some(usize::from(start.f))
+            }
             Body::EpochStart(_) => Some(0),
             _ => None,
         });
@@ -215,7 +230,8 @@ impl Oracle {
     /// Damage that concerns nothing but what is stable by now is none.
     pub fn forget_damage(&mut self, nodes: &[Node]) {
         let epochs: BTreeSet<Epoch> = self.damages.values().map(|damage| damage.head.0).collect();
-        let marks: BTreeMap<Epoch, Lsn> = epochs.into_iter().map(|epoch| (epoch, self.stable_of(nodes, epoch))).collect();
+        let marks: BTreeMap<Epoch, Lsn> =
+            epochs.into_iter().map(|epoch| (epoch, self.stable_of(nodes, epoch))).collect();
         let opened = self.reigns.iter().rev().find(|(_, reign)| reign.opened.is_some()).map(|(epoch, _)| *epoch);
         self.damages.retain(|_, damage| {
             let (epoch, head) = damage.head;
@@ -234,7 +250,9 @@ pub fn roster(log: &[Record]) -> BTreeSet<ClientId> {
             Body::Suspend | Body::Close | Body::Expire => {
                 roster.retain(|client| Some(*client) != origin);
             }
-            Body::EpochStart(start) => roster.retain(|client| !start.missing.contains(client) && !start.excluded.contains(client)),
+            Body::EpochStart(start) => {
+                roster.retain(|client| !start.missing.contains(client) && !start.excluded.contains(client))
+            }
             _ => {}
         }
     }
@@ -242,7 +260,8 @@ pub fn roster(log: &[Record]) -> BTreeSet<ClientId> {
 }
 
 fn is_there(log: &[Record], client: usize, request: Request, epoch: Epoch, lsn: Lsn) -> bool {
-    let header = usize::try_from(lsn.0).ok().and_then(|at| log.get(at.checked_sub(1)?)).map(|record| &record.entry.header);
+    let header =
+        usize::try_from(lsn.0).ok().and_then(|at| log.get(at.checked_sub(1)?)).map(|record| &record.entry.header);
     let origin = Some((ClientId(100 + client as u128), request));
     header.is_some_and(|header| header.epoch == epoch && header.origin.map(|o| (o.client, o.request)) == origin)
 }

@@ -52,7 +52,8 @@ impl<'a> Survivors<'a> {
             placed: BTreeSet::new(),
         };
         let commands = truth.iter().map(|record| &record.entry.header).filter(|header| header.body == Body::Command);
-        let ours = commands.filter(|header| header.epoch == epoch).filter_map(|header| Some((header.origin?, header.lsn)));
+        let ours =
+            commands.filter(|header| header.epoch == epoch).filter_map(|header| Some((header.origin?, header.lsn)));
         let places: BTreeMap<(ClientId, Request), Lsn> =
             ours.map(|(origin, lsn)| ((origin.client, origin.request), lsn)).collect();
         for (client, image) in caches.clone() {
@@ -68,7 +69,8 @@ impl<'a> Survivors<'a> {
             }
         }
         let shares = caches.flat_map(|(_, image)| image.shares.values()).filter(|share| share.epoch == epoch);
-        let plain = shares.filter(|share| share.hold_until > base).map(|share| (share.id, Plain::decode(epoch, &share.body)));
+        let plain =
+            shares.filter(|share| share.hold_until > base).map(|share| (share.id, Plain::decode(epoch, &share.body)));
         let plain: Vec<(u64, Plain)> = plain.map(|(id, plain)| (id, plain.expect("an honest share"))).collect();
         survivors.decode(&plain);
         survivors
