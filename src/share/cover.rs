@@ -26,12 +26,14 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::body::{Member, Plain, segments};
-use super::{Mode, SEAL_COST, Share};
-use crate::log::{ClientId, Epoch, HEADER_COST, Header, Lsn, Request, Time};
+use super::{SEAL_COST, Share};
+use crate::log::{ClientId, Epoch, HEADER_COST, Header, Lsn, Time};
 use crate::rule::{self, Rule};
 
+mod session;
 mod stripe;
 
+use session::Session;
 use stripe::{Open, Opened};
 
 /// A failure domain: what fails together.
@@ -61,24 +63,6 @@ pub struct CoverSettings {
     pub wait_us: u64,
     /// Bytes of what one leaving client held that are given to others; 0 for none.
     pub custody_bytes_max: u64,
-}
-
-/// A session that may own entries and hold shares.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Session {
-    incarnation: u64,
-    domain: Domain,
-    /// It is not in the primary's own domain.
-    counts: bool,
-    /// It is about to leave: nothing more is given to it.
-    leaving: bool,
-    /// Bytes of shares it takes, and has.
-    room: u64,
-    used: u64,
-    /// The shares it was given.
-    shares: BTreeSet<u64>,
-    /// Entries of its own that are not covered.
-    pending: usize,
 }
 
 /// An entry that is not settled.
@@ -301,159 +285,6 @@ impl Cover {
     pub fn next_share(&mut self) -> u64 {
         self.next_share += 1;
         self.next_share
-    }
-
-    /// Makes room, or not, at `client` for a share that nobody counts on, of so many bytes, to be kept until `until`.
-    pub fn lend(&mut self, client: ClientId, share: u64, cost: u64, until: Lsn) -> bool {
-        let fits = |session: &Session| !session.leaving && session.used + cost <= session.room;
-        let fits = self.sessions.get(&client).is_some_and(fits);
-        if fits {
-            self.occupy(client, share, cost, until);
-        }
-        fits
-    }
-
-    fn occupy(&mut self, client: ClientId, share: u64, cost: u64, until: Lsn) {
-        let Some(session) = self.sessions.get_mut(&client) else { return };
-        session.used += cost;
-        self.next_stripe += 1;
-        let id = self.next_stripe;
-        let row = Row { body: Bytes::new(), cost, holder: Some((client, share)), confirmed: true };
-        // An empty stripe that only gives the room back in time.
-        let rows = vec![row];
-        session.shares.insert(share);
-        self.shares.insert(share, (id, 0));
-        self.ends.insert((until, id));
-        self.stripes.insert(id, Stripe { members: Vec::new(), owners: Vec::new(), first: until, until, rows });
-    }
-
-    /// A session stands, on the roster by a stable entry, with room for so many bytes of shares. What an older incarnation
-    /// of its cache confirmed is void: nobody knows what a crash took from it. But its requests before `from` are answered,
-    /// and what is answered is in its cache with its tag: no other confirm may ever come.
-    pub fn join(&mut self, client: ClientId, incarnation: u64, domain: &str, room: u64, from: Request) {
-        let known = self.sessions.get(&client).map(|session| session.incarnation);
-        if known.is_some_and(|known| known != incarnation) && rule::on(Rule::ConfirmByIncarnation) {
-            self.leave(client);
-        }
-        self.retry = true;
-        self.enter(client, incarnation, domain, room);
-        let answered = |entry: &&mut Covering| {
-            let origin = entry.header.origin.filter(|_| entry.owner == Some(client));
-            origin.is_some_and(|origin| origin.request < from)
-        };
-        for entry in self.entries.iter_mut().filter(answered) {
-            (entry.tagged, entry.present) = (true, true);
-        }
-        self.advance();
-    }
-
-    fn enter(&mut self, client: ClientId, incarnation: u64, domain: &str, room: u64) {
-        if let Some(session) = self.sessions.get_mut(&client) {
-            let held = session.can_hold();
-            session.leaving = false;
-            let holds = session.can_hold() && !held;
-            let domain = session.domain.clone();
-            // What was on its way on an older stream is sent again on this one, and in the order of its numbers.
-            self.pushes.retain(|(holder, _)| *holder != client);
-            let shares: Vec<u64> = session.shares.iter().copied().collect();
-            shares.into_iter().for_each(|share| self.push_again(share));
-            self.count_domain(domain, i64::from(holds));
-            return;
-        }
-        let counts = domain != &*self.own_domain;
-        let domain = Domain::of(client, domain);
-        let session = Session {
-            incarnation,
-            domain,
-            counts,
-            leaving: false,
-            room: if counts { room } else { 0 },
-            used: 0,
-            shares: BTreeSet::new(),
-            pending: 0,
-        };
-        self.count_domain(session.domain.clone(), i64::from(session.can_hold()));
-        self.sessions.insert(client, session);
-        if let Some((cost, until)) = self.kept.remove(&client) {
-            let share = self.next_share();
-            self.occupy(client, share, cost, until);
-        }
-    }
-
-    fn count_domain(&mut self, domain: Domain, change: i64) {
-        let count = self.domains.entry(domain).or_default();
-        *count += change;
-        self.domains.retain(|_, count| *count > 0);
-    }
-
-    fn push_again(&mut self, share: u64) {
-        let Some((id, at)) = self.shares.get(&share).copied() else { return };
-        let Some(stripe) = self.stripes.get(&id) else { return };
-        let row = &stripe.rows[at];
-        if let Some((holder, _)) = row.holder.filter(|_| !row.confirmed) {
-            let (until, body) = (stripe.until, row.body.clone());
-            self.push(holder, share, until, body);
-        }
-    }
-
-    fn push(&mut self, holder: ClientId, id: u64, hold_until: Lsn, body: Bytes) {
-        self.counts.pushed += 1;
-        self.counts.pushed_bytes += body.len() as u64;
-        let share = Share { epoch: self.epoch, id, mode: Mode::Stripe, holder, hold_until, body };
-        self.pushes.push((holder, share));
-    }
-
-    /// A session is about to end in good order: nothing more is given to it.
-    pub fn retire(&mut self, client: ClientId) {
-        let Some(session) = self.sessions.get_mut(&client).filter(|session| session.can_hold()) else { return };
-        session.leaving = true;
-        let domain = session.domain.clone();
-        self.count_domain(domain, -1);
-        // With one domain less to hold their rows they must not get wider.
-        self.seal_all();
-    }
-
-    /// A session broke. What it held for others goes to others still, and what it wrote is kept by them from now on.
-    pub fn leave(&mut self, client: ClientId) {
-        let Some(session) = self.sessions.remove(&client) else { return };
-        self.count_domain(session.domain.clone(), -i64::from(session.can_hold()));
-        self.active.iter_mut().for_each(|active| active.retain(|other| *other != client));
-        if !rule::on(Rule::Custody) {
-            return;
-        }
-        self.pushes.retain(|(holder, _)| *holder != client);
-        let (mut cost, mut until) = (0, Lsn(0));
-        for share in session.shares {
-            let Some((id, at)) = self.shares.remove(&share) else { continue };
-            let Some(stripe) = self.stripes.get_mut(&id) else { continue };
-            cost += stripe.rows[at].cost;
-            until = until.max(stripe.until);
-            stripe.rows[at].holder = None;
-            stripe.rows[at].confirmed = false;
-            if !stripe.members.is_empty() {
-                self.place(id, at);
-            }
-        }
-        if cost > 0 {
-            self.kept.insert(client, (cost, until));
-        }
-        self.seal_all();
-        let mut orphans = Vec::new();
-        for entry in self.entries.iter_mut().filter(|entry| entry.owner == Some(client)) {
-            entry.present = false;
-            orphans.push(entry.header.lsn);
-        }
-        let mut budget = self.settings.custody_bytes_max;
-        for lsn in orphans {
-            let Some(entry) = self.entry(lsn) else { continue };
-            let cost = entry.payload.len() as u64 + HEADER_COST;
-            let needed = self.until(entry, lsn) > self.stable;
-            if needed && entry.copies.is_empty() && cost <= budget {
-                budget -= cost;
-                self.copy(lsn);
-            }
-        }
-        self.stabilize(self.stable);
     }
 
     /// The next entry of the log.
@@ -790,12 +621,6 @@ impl Row {
     fn new(body: Bytes) -> Self {
         let cost = body.len() as u64 + HEADER_COST + SEAL_COST;
         Self { body, cost, holder: None, confirmed: false }
-    }
-}
-
-impl Session {
-    fn can_hold(&self) -> bool {
-        self.counts && self.room > 0 && !self.leaving
     }
 }
 
