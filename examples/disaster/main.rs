@@ -370,3 +370,35 @@ fn introduce(arguments: &Arguments, source: &Source) -> Result<()> {
     );
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn modes_of(arguments: &[&str]) -> Vec<&'static str> {
+        let arguments = Arguments::try_parse_from([&["disaster"], arguments].concat()).expect("arguments");
+        arguments.modes().into_iter().map(Mode::name).collect()
+    }
+
+    #[test]
+    fn modes_are_what_was_asked_for() {
+        use clap::CommandFactory;
+        Arguments::command().debug_assert();
+        assert_eq!(modes_of(&[]), ["async", "sync", "tagged", "covered"]);
+        assert_eq!(modes_of(&["--kill-clients", "1"]), ["async", "sync", "tagged-unshared", "tagged", "covered"]);
+        assert_eq!(modes_of(&["--mode", "covered,tagged"]), ["covered", "tagged"]);
+        assert_eq!(modes_of(&["--mode", "tagged,covered", "--no-shares"]), ["tagged-unshared", "covered"]);
+        assert_eq!(modes_of(&["--no-shares"]), ["async", "sync", "tagged-unshared", "covered"]);
+        assert!(modes("covered,").is_err());
+    }
+
+    #[test]
+    fn nobody_is_killed_twice() {
+        let check = |arguments: &[&str]| {
+            let arguments = [&["disaster", "--clients", "4"], arguments].concat();
+            Arguments::try_parse_from(arguments).expect("arguments").check().is_ok()
+        };
+        assert!(check(&["--kill-clients", "2", "--client-deaths", "1", "--kill-early", "1"]));
+        assert!(!check(&["--kill-clients", "2", "--client-deaths", "2", "--kill-early", "1"]));
+    }
+}

@@ -52,7 +52,8 @@ impl What {
             What::Coverage => [few_and_many(8), few_and_many(64)].concat(),
             What::Churn => [Mode::Tagged, Mode::Covered]
                 .into_iter()
-                .flat_map(|mode| [case(mode, 100, None, 0), case(mode, 100, None, 8)])
+                // Far away, so that nobody can miss who waits for it.
+                .flat_map(|mode| [case(mode, 400, None, 0), case(mode, 400, None, 8)])
                 .collect(),
         }
     }
