@@ -25,30 +25,18 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::body::{Member, Plain, segments};
+use super::body::{Member, segments};
 use super::{Mode, SEAL_COST, Share};
 use crate::log::{ClientId, Epoch, HEADER_COST, Header, Lsn, Request, Time};
 use crate::rule::{self, Rule};
 
+mod counts;
+mod domain;
 mod stripe;
 
-use stripe::{Open, Opened};
-
-/// A failure domain: what fails together.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Domain {
-    /// As declared.
-    Named(Arc<str>),
-    /// None was declared: the client fails alone.
-    Lone(ClientId),
-}
-
-impl Domain {
-    /// The domain of a client that declared `name`, which may be empty.
-    pub fn of(client: ClientId, name: &str) -> Self {
-        if name.is_empty() { Self::Lone(client) } else { Self::Named(name.into()) }
-    }
-}
+pub use counts::CoverCounts;
+pub use domain::Domain;
+use stripe::{Open, Opened, encode};
 
 /// How coverage is to be had.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -116,25 +104,6 @@ struct Stripe {
     first: Lsn,
     until: Lsn,
     rows: Vec<Row>,
-}
-
-/// What coverage costs at the moment, for operators and benchmarks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
-pub struct CoverCounts {
-    /// Stripes sealed, copies counted in.
-    pub stripes: u64,
-    /// Their members.
-    pub members: u64,
-    /// Bytes of segments in stripes, copies not counted in.
-    pub segment_bytes: u64,
-    /// Bytes of symbols that ideal parity has: for each row, its members' mean.
-    pub ideal_bytes: u64,
-    /// Bytes of symbols, all rows.
-    pub symbol_bytes: u64,
-    /// Bytes of bodies pushed, repairs counted in.
-    pub pushed_bytes: u64,
-    /// Shares pushed.
-    pub pushed: u64,
 }
 
 /// The coverage of one reign's unstable entries.
@@ -799,10 +768,4 @@ impl Stripe {
         let confirmed = |row: &Row| row.holder.is_some() && (row.confirmed || !rule::on(Rule::CoverConfirmed));
         self.rows.iter().all(confirmed)
     }
-}
-
-fn encode(row: u8, members: Vec<Member>, symbol: Bytes) -> Bytes {
-    let mut body = Vec::with_capacity(symbol.len() + 48 * members.len() + 8);
-    Plain::Stripe { row, members, symbol }.encode(&mut body);
-    body.into()
 }
