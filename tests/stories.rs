@@ -17,9 +17,12 @@ use tagalong::message::{
     PrimaryMessage, Report, ReportItem, Role, VERSION, Write,
 };
 use tagalong::node::{Admin, Conn, Input, NodeEvent, Output, RecoveryPolicy};
-use tagalong::primary::{Primary, PrimarySettings};
+use tagalong::primary::{Primary, PrimarySettings, Privacy};
 use tagalong::recovery::{Next, Recovery, provisional_cut};
 use tagalong::session::LogState;
+use tagalong::share::body::{self, Plain};
+use tagalong::share::cover::{Cover, CoverSettings};
+use tagalong::share::{Mode, Share};
 use tagalong::store::Marks;
 
 enum Core {
@@ -47,6 +50,9 @@ struct Member {
     core: Client,
     stores: u64,
     done: BTreeMap<Request, Outcome>,
+    /// Queries that were answered, and flushes that were done.
+    results: Vec<u64>,
+    flushed: Vec<u64>,
     events: Vec<ClientEvent>,
     dead: bool,
 }
@@ -71,6 +77,11 @@ fn settings(domain: &str) -> PrimarySettings {
 impl World {
     /// A primary, a backup in sync, and clients.
     fn new(clients: usize) -> Self {
+        Self::serving(clients, settings)
+    }
+
+    /// The same, with other settings.
+    fn serving(clients: usize, settings: fn(&str) -> PrimarySettings) -> Self {
         let mut world = Self {
             now: Time(1_000_000),
             nodes: Vec::new(),
@@ -123,7 +134,15 @@ impl World {
         image.apply(&CacheOp::Identity(identity));
         let mut out = Vec::new();
         let core = Client::new(ClientSettings::default(), image, self.now, &mut out);
-        self.clients.push(Member { core, stores: 0, done: BTreeMap::new(), events: Vec::new(), dead: false });
+        self.clients.push(Member {
+            core,
+            stores: 0,
+            done: BTreeMap::new(),
+            results: Vec::new(),
+            flushed: Vec::new(),
+            events: Vec::new(),
+            dead: false,
+        });
         self.carry_out_client(number, out);
         (0..self.nodes.len()).for_each(|node| self.connect(number, node));
     }
@@ -315,10 +334,9 @@ impl World {
                 }
                 ClientOutput::Event(event) => client.events.push(event),
                 ClientOutput::Failed(error) => panic!("client {at}: {error}"),
-                ClientOutput::Result { .. }
-                | ClientOutput::Flushed(_)
-                | ClientOutput::Endpoints(_)
-                | ClientOutput::Closed => {}
+                ClientOutput::Result { id, .. } => client.results.push(id),
+                ClientOutput::Flushed(token) => client.flushed.push(token),
+                ClientOutput::Endpoints(_) | ClientOutput::Closed => {}
             }
         }
     }
@@ -369,9 +387,14 @@ impl World {
         request
     }
 
-    fn query(&mut self, client: usize) {
-        self.clients[client].core.query(Bytes::new(), Level::Local).unwrap();
+    fn query(&mut self, client: usize) -> u64 {
+        let id = self.clients[client].core.query(Bytes::new(), Level::Local).unwrap();
         self.run();
+        id
+    }
+
+    fn answered(&self, client: usize, query: u64) -> bool {
+        self.clients[client].results.contains(&query)
     }
 
     fn acknowledged(&self, client: usize, request: Request) -> bool {
@@ -578,6 +601,11 @@ impl Alone {
 
     fn attach(&mut self, conn: Conn, client: u128, incarnation: u64) {
         let hello = Hello { version: VERSION, features: 0, cluster: None, group: None, epoch: Epoch::ZERO };
+        self.give(Input::Client(conn, ClientMessage::Hello(hello)));
+        self.ask(conn, client, incarnation);
+    }
+
+    fn ask(&mut self, conn: Conn, client: u128, incarnation: u64) {
         let attach = Attach {
             epoch: self.core.epoch(),
             client: ClientId(client),
@@ -591,7 +619,6 @@ impl Alone {
             observed: Lsn(0),
             share_bytes: 0,
         };
-        self.give(Input::Client(conn, ClientMessage::Hello(hello)));
         self.give(Input::Client(conn, ClientMessage::Attach(attach)));
         self.give(Input::Flush);
     }
@@ -989,4 +1016,36 @@ fn sessions_are_admitted_though_the_link_breaks_at_the_grant() {
     }
     let welcome = |output: &Output| matches!(output, Output::ToClient(_, NodeMessage::Welcome(_)));
     assert!(alone.sent.iter().any(welcome));
+}
+
+/// Everything is answered when it survives the loss of one failure domain of clients.
+fn covered(domain: &str) -> PrimarySettings {
+    PrimarySettings { lowest: Level::Covered, f: 1, privacy: Privacy::Open, ..settings(domain) }
+}
+
+/// Shares, but nothing covered, and nothing leaves before it is logged.
+fn logs_first(domain: &str) -> PrimarySettings {
+    PrimarySettings { log_before_send: true, privacy: Privacy::Open, ..settings(domain) }
+}
+
+/// A service that logs before it sends goes on in its reign, with a part of the log that the backup lacks. Where *f* is 0
+/// the coverage took all of that for stable, and the node's own check stopped it: as often as it was started.
+#[test]
+fn a_service_without_coverage_goes_on_with_a_delta() {
+    let mut world = World::serving(2, logs_first);
+    world.cut_link();
+    let a = world.write(0, "a", Level::Tagged);
+    assert!(world.acknowledged(0, a));
+    world.kill(0);
+    world.start_primary(0, logs_first("east"));
+    world.run();
+    assert!(world.is_open(0));
+    let marks = *world.primary(0).watermarks();
+    assert!(marks.covered() < marks.head(), "{marks:?}");
+    let b = world.write(1, "b", Level::Tagged);
+    assert!(world.acknowledged(1, b));
+    world.connect_link();
+    world.run();
+    let marks = *world.primary(0).watermarks();
+    assert_eq!((marks.stable(), marks.covered()), (marks.head(), marks.head()));
 }

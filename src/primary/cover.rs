@@ -86,7 +86,7 @@ impl Primary {
         let window = settings.f == 0 && self.settings.window_percent > 0;
         let now = now.max(self.state.time());
         self.sharing = Some(Sharing {
-            cover: Cover::new(settings, self.epoch, &self.settings.domain, next, now),
+            cover: Cover::new(settings, self.epoch, &self.settings.domain, self.water.stable(), next, now),
             window: window.then(|| Window::new(self.settings.window_percent)),
             next,
             changed: false,

@@ -144,11 +144,12 @@ pub struct Cover {
 }
 
 impl Cover {
-    /// The coverage of the reign `epoch`, of entries from `next` on. What only clients of `own_domain` hold does not count.
+    /// The coverage of the reign `epoch`, of entries from `next` on; up to `stable`, which may lie below, everything is
+    /// stable. What only clients of `own_domain` hold does not count.
     ///
     /// Shares are numbered from the time in microseconds on: faster than a share a microsecond none are made, so that a
     /// process that goes on in the same reign never uses a number again.
-    pub fn new(settings: CoverSettings, epoch: Epoch, own_domain: &str, next: Lsn, now: Time) -> Self {
+    pub fn new(settings: CoverSettings, epoch: Epoch, own_domain: &str, stable: Lsn, next: Lsn, now: Time) -> Self {
         Self {
             settings,
             epoch,
@@ -157,8 +158,8 @@ impl Cover {
             domains: BTreeMap::new(),
             entries: VecDeque::new(),
             first: next,
-            stable: next.prev(),
-            covered: next.prev(),
+            stable,
+            covered: stable,
             open: Opened::default(),
             stripes: BTreeMap::new(),
             next_stripe: 0,
