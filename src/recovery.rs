@@ -664,7 +664,7 @@ impl Recovery {
             (Body::Command, Some(_)) if header.length == 0 => Bytes::new(),
             (Body::Command, Some(origin)) => {
                 let reported = self.payloads.get(&(origin.client, origin.request));
-                let reported = reported.filter(|(digest, _)| *digest == header.digest).map(|(_, payload)| payload);
+                let reported = reported.filter(|it| is_of(it, header)).map(|(_, payload)| payload);
                 let decoded = || self.shares.entries.get(&lsn).filter(|entry| entry.header == *header);
                 reported.or_else(|| decoded().map(|entry| &entry.payload))?.clone()
             }
@@ -752,6 +752,11 @@ impl Recovery {
             conflict: conflict.map(|(error, _)| error),
         }
     }
+}
+
+/// Whether a payload, with its checksum, is the one that a header announces. Another length can have the same checksum.
+fn is_of((digest, payload): &(Digest, Bytes), header: &Header) -> bool {
+    *digest == header.digest && payload.len() as u64 == u64::from(header.length)
 }
 
 /// Joins ordered LSNs into half-open ranges.

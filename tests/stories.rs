@@ -1049,3 +1049,81 @@ fn a_service_without_coverage_goes_on_with_a_delta() {
     let marks = *world.primary(0).watermarks();
     assert_eq!((marks.stable(), marks.covered()), (marks.head(), marks.head()));
 }
+
+/// A roll call of a covered reign of three sessions in three domains.
+fn covered_roll_call() -> (LogState, Recovery) {
+    let mut state = LogState::new();
+    let start = EpochStart { f: 1, lowest: Level::Covered, ..EpochStart::default() };
+    state.apply_header(&header(1, Body::EpochStart(Box::new(start)), None, b""), None).unwrap();
+    for (lsn, client) in [(2, A), (3, LIAR), (4, C)] {
+        let origin = Some(Origin { client, request: Request(0) });
+        state.apply_header(&header(lsn, Body::Open(SessionInfo::default()), origin, b""), None).unwrap();
+    }
+    let settings = PrimarySettings::default();
+    let mut recovery = Recovery::new(&state, true, &settings, RecoveryPolicy::Wait, Time(0));
+    for (conn, client) in [(1, A), (2, LIAR), (3, C)] {
+        recovery.begin(Time(0), client, Conn(conn));
+    }
+    (state, recovery)
+}
+
+const C: ClientId = ClientId(3);
+
+/// A share of one row that is the member itself: what its holder reports, and what it hands over.
+fn copy_at(holder: ClientId, member: Header, payload: &[u8]) -> (ReportItem, Share) {
+    let symbol = Bytes::copy_from_slice(payload);
+    let mut body = Vec::new();
+    Plain::Stripe { row: 0, members: vec![body::Member { header: member.clone(), segment: 0 }], symbol }
+        .encode(&mut body);
+    let length = u32::try_from(body.len()).unwrap();
+    let hold_until = member.lsn;
+    let share = Share { epoch: reign(), id: 9, mode: Mode::Stripe, holder, hold_until, body: body.into() };
+    (ReportItem::Share { epoch: reign(), id: 9, hold_until, length }, share)
+}
+
+/// Four bytes, appended to which `bytes` have the checksum of `wanted`.
+fn with_checksum_of(wanted: &[u8], bytes: &[u8]) -> Vec<u8> {
+    let table = |byte: u8| (0..8).fold(u32::from(byte), |crc, _| (crc >> 1) ^ (0xEDB8_8320 * (crc & 1)));
+    let crc = |bytes: &[u8]| !bytes.iter().fold(!0u32, |crc, byte| (crc >> 8) ^ table((crc.to_le_bytes()[0]) ^ byte));
+    let mut after = !crc(wanted);
+    let before = !crc(bytes);
+    for _ in 0..4 {
+        let top = (0..=255).find(|byte| table(*byte).to_le_bytes()[3] == after.to_le_bytes()[3]).unwrap();
+        after = ((after ^ table(top)) << 8) | u32::from(top);
+    }
+    let mut forged = bytes.to_vec();
+    forged.extend_from_slice(&(after ^ before).to_le_bytes());
+    assert!(Digest::crc32(wanted).verifies(&forged));
+    forged
+}
+
+/// An author hands over another payload than it wrote, of another length and with the same checksum. The decoder took it
+/// for the one that shares are made of, and the node's thread panicked; the rebuild took it for the one that a header
+/// announces, and the log had an entry that no backup takes.
+#[test]
+fn a_payload_of_another_length_is_not_the_one() {
+    let (state, mut recovery) = covered_roll_call();
+    let true_one = header(5, Body::Command, Some(Origin { client: LIAR, request: Request(1) }), b"the true one");
+    let forged = with_checksum_of(b"the true one", b"");
+    let length = u32::try_from(forged.len()).unwrap();
+    let elsewhere = Header { lsn: Lsn(99), length, ..true_one.clone() };
+    let in_doubt = ReportItem::InDoubt { request: Request(1), length, digest: true_one.digest };
+    let (item, share) = copy_at(A, true_one.clone(), b"the true one");
+    recovery.report(Time(0), LIAR, report(vec![ReportItem::Header(elsewhere), in_doubt], 0)).unwrap();
+    recovery.report(Time(0), A, report(vec![item, ReportItem::Header(true_one)], 5)).unwrap();
+    recovery.gone(C, Conn(3));
+    let mut shares = vec![share];
+    for now in 1..10 {
+        for (conn, requests, ids) in recovery.pulls() {
+            let client = if conn == Conn(1) { A } else { LIAR };
+            let items = requests.into_iter().map(|request| (request, Bytes::copy_from_slice(&forged))).collect();
+            let shares = if ids.is_empty() { Vec::new() } else { std::mem::take(&mut shares) };
+            recovery.payloads(Time(now), client, Payloads { epoch: Epoch::ZERO, items, shares }).unwrap();
+        }
+        if let Next::Conclude(plan) = recovery.evaluate(Time(now), &state) {
+            assert_eq!(plan.entries[0].payload, "the true one");
+            return;
+        }
+    }
+    panic!("{:?}", recovery.status());
+}
