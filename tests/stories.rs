@@ -1127,3 +1127,38 @@ fn a_payload_of_another_length_is_not_the_one() {
     }
     panic!("{:?}", recovery.status());
 }
+
+/// A session that ended in good order, as the log says, is off the roster of whoever takes over, but its stream stands
+/// until the primary hears that this is stable. Its echo told nothing about a takeover, and stale state was served for it.
+#[test]
+fn the_echo_of_a_session_that_ends_counts_for_nothing() {
+    let mut world = World::serving(3, covered);
+    let (reader, closing, silent) = (0, 1, 2);
+    world.cut_link();
+    world.clients[closing].core.close();
+    world.run();
+    let log = world.primary(0).state();
+    assert!(log.session(ClientId(101)).is_none(), "logged, and not known to be stable");
+    assert_eq!(world.primary(0).watermarks().covered(), log.end());
+    // The third one has gone over to the backup, which the primary does not know.
+    world.clients[silent].dead = true;
+    let query = world.query(reader);
+    assert!(!world.answered(reader, query));
+}
+
+/// Where a session ends that keeps nothing for others, what it wrote stayed in a stripe that took in what came after its
+/// end: a takeover that knows of the end does not ask it, and could not decode the rest.
+#[test]
+fn who_ends_is_in_no_stripe_with_those_who_come_after() {
+    let settings = CoverSettings { f: 1, members: 8, wait_us: 1_000_000, custody_bytes_max: 0 };
+    let mut cover = Cover::new(settings, reign(), "east", Lsn(3), Lsn(4), Time(0));
+    for (client, room) in [(A, 0), (LIAR, 1 << 20), (C, 1 << 20), (ClientId(4), 1 << 20)] {
+        cover.join(client, 1, &format!("rack-{client}"), room, Request(1));
+    }
+    cover.add(Time(0), &command(4, b"early"), &Bytes::from_static(b"early"));
+    cover.stabilize(Lsn(4));
+    assert!(cover.settled() < Lsn(4), "it waits for members");
+    cover.retire(A);
+    cover.settle(Time(0), true);
+    assert_eq!(cover.settled(), Lsn(4));
+}

@@ -265,7 +265,7 @@ impl Primary {
         let around = self.attached.range(after).chain(self.attached.range(..=sharing.cursor));
         let mut domains = BTreeSet::new();
         for (client, conn) in around {
-            let Some(domain) = sharing.cover.domain_of(*client) else { continue };
+            let Some(domain) = sharing.cover.lasting_domain_of(*client) else { continue };
             let Some(live) = self.streams.get_mut(conn).and_then(|stream| stream.live.as_mut()) else { continue };
             if domains.contains(domain) && !again {
                 continue;
@@ -298,7 +298,8 @@ impl Primary {
         let mut best: std::collections::BTreeMap<&Domain, u64> = std::collections::BTreeMap::new();
         for (client, conn) in &self.attached {
             let live = self.streams.get(conn).and_then(|stream| stream.live.as_ref());
-            let domain = sharing.cover.domain_of(*client).filter(|domain| Some(*domain) != own);
+            // Not of a session that is about to end: whoever takes over may know it off the roster.
+            let domain = sharing.cover.lasting_domain_of(*client).filter(|domain| Some(*domain) != own);
             if let (Some(live), Some(domain)) = (live, domain) {
                 let echoed = best.entry(domain).or_default();
                 *echoed = live.echoed.max(*echoed);

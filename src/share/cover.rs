@@ -257,6 +257,17 @@ impl Cover {
         self.sessions.get(&client).filter(|session| session.counts).map(|session| &session.domain)
     }
 
+    /// The same, unless the session is about to end: then it may be off the roster already, where it counts.
+    pub fn lasting_domain_of(&self, client: ClientId) -> Option<&Domain> {
+        let session = self.sessions.get(&client).filter(|session| session.counts && !session.leaving);
+        session.map(|session| &session.domain)
+    }
+
+    /// When the entry at `lsn` was ordered, if it is not settled.
+    pub fn time_of(&self, lsn: Lsn) -> Option<Time> {
+        self.entry(lsn).map(|entry| entry.header.time)
+    }
+
     /// What is to be written to whose stream, in order of the shares' numbers.
     pub fn take_pushes(&mut self) -> Vec<(ClientId, Share)> {
         std::mem::take(&mut self.pushes)
@@ -370,11 +381,12 @@ impl Cover {
 
     /// A session is about to end in good order: nothing more is given to it.
     pub fn retire(&mut self, client: ClientId) {
-        let Some(session) = self.sessions.get_mut(&client).filter(|session| session.can_hold()) else { return };
+        let Some(session) = self.sessions.get_mut(&client) else { return };
+        let (domain, held) = (session.domain.clone(), session.can_hold());
         session.leaving = true;
-        let domain = session.domain.clone();
-        self.count_domain(domain, -1);
-        // With one domain less to hold their rows they must not get wider.
+        self.count_domain(domain, -i64::from(held));
+        // With one domain less to hold their rows they must not get wider; and who ends must not get into one with those
+        // who come after.
         self.seal_all();
     }
 
