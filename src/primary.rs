@@ -371,6 +371,9 @@ impl Primary {
             (Admin::Resolve(_) | Admin::Exclude(_), _) => wrong("no recovery is running"),
             (Admin::EndSession(client), Phase::Open) if self.state.session(client).is_some() => {
                 self.ending.insert(client);
+                if let Some(sharing) = &mut self.sharing {
+                    sharing.retire(client);
+                }
                 self.keep_house(now, out);
                 Ok(())
             }
@@ -432,6 +435,7 @@ impl Primary {
             if body == Body::Expire {
                 self.ending.remove(&client);
                 self.detach(client, out);
+                self.leave_cover(client);
             }
             self.disconnected.remove(&client);
             self.propose(client, body);

@@ -1162,3 +1162,24 @@ fn who_ends_is_in_no_stripe_with_those_who_come_after() {
     cover.settle(Time(0), true);
     assert_eq!(cover.settled(), Lsn(4));
 }
+
+/// An operator ends a session that is connected. The coverage went on to count it: shares were given to it that nobody
+/// took, and reads waited for the echoes of domains that were not there.
+#[test]
+fn a_session_that_is_ended_holds_nothing_more() {
+    let mut world = World::serving(3, covered);
+    world.clients[2].dead = true;
+    world.admin(0, Admin::EndSession(ClientId(102)));
+    world.run();
+    assert!(world.primary(0).state().session(ClientId(102)).is_none());
+    world.cut_link();
+    for round in 0..4 {
+        let request = world.write(round % 2, "x", Level::Covered);
+        assert!(world.acknowledged(round % 2, request), "write {round}");
+    }
+    world.connect_link();
+    world.run();
+    world.kill_client(1);
+    let query = world.query(0);
+    assert!(world.answered(0, query), "nobody else is there: the backup's echo serves");
+}
