@@ -495,7 +495,9 @@ impl Recovery {
     /// acknowledge nothing more without those who are here: at most *f* failure domains are missing, and none of those
     /// who are missing is about to come.
     fn may_lack(&self, now: Time, missing: &[ClientId]) -> bool {
-        let domains: BTreeSet<&Domain> = missing.iter().filter_map(|client| self.roster.get(client)).collect();
+        // Who was excluded is as good as missing: for what only it had, and as somebody whom the old primary may still have.
+        let without = missing.iter().chain(&self.excluded);
+        let domains: BTreeSet<&Domain> = without.filter_map(|client| self.roster.get(client)).collect();
         let here = self.standing_by || missing.iter().any(|client| self.reporters.contains_key(client));
         let sure = self.in_sync || !rule::on(Rule::AbsentInSync);
         sure && domains.len() <= self.f && (!here || now >= self.grace())

@@ -1183,3 +1183,18 @@ fn a_session_that_is_ended_holds_nothing_more() {
     let query = world.query(0);
     assert!(world.answered(0, query), "nobody else is there: the backup's echo serves");
 }
+
+/// Where one domain may be missing, one was, and an operator had excluded another: the recovery concluded on its own,
+/// without what only the two of them had.
+#[test]
+fn who_is_excluded_is_one_of_the_f() {
+    let (state, mut recovery) = covered_roll_call();
+    recovery.report(Time(0), A, report(vec![], 0)).unwrap();
+    recovery.gone(C, Conn(3));
+    recovery.exclude(LIAR);
+    let later = Time(10_000_000);
+    assert_eq!(recovery.evaluate(later, &state), Next::Wait);
+    recovery.resolve(GapPolicy::Stop);
+    let Next::Conclude(plan) = recovery.evaluate(later, &state) else { panic!("{:?}", recovery.status()) };
+    assert_eq!((plan.missing, plan.excluded), (vec![C], vec![LIAR]));
+}
