@@ -529,7 +529,8 @@ impl Recovery {
         if (!everyone && decided.is_none() && !self.may_lack(now, &missing)) || pulling {
             return Next::Wait;
         }
-        self.conflict = self.contradiction(everyone && decided.is_none());
+        // What nobody has a header of may still be known from shares.
+        self.conflict = self.contradiction(false);
         if self.conflict.is_some() {
             return Next::Wait;
         }

@@ -1198,3 +1198,21 @@ fn who_is_excluded_is_one_of_the_f() {
     let Next::Conclude(plan) = recovery.evaluate(later, &state) else { panic!("{:?}", recovery.status()) };
     assert_eq!((plan.missing, plan.excluded), (vec![C], vec![LIAR]));
 }
+
+/// A client came back with a part of its cache. What it had been answered, and another client had seen, nobody had a
+/// header of but the holder of a share, which was not looked into: with everybody there, who had seen it was accused.
+#[test]
+fn what_only_a_share_knows_accuses_nobody() {
+    let (state, mut recovery) = covered_roll_call();
+    let (item, share) = copy_at(C, command(5, b"true"), b"true");
+    recovery.report(Time(0), A, report(vec![], 0)).unwrap();
+    recovery.report(Time(0), LIAR, report(vec![], 5)).unwrap();
+    recovery.report(Time(0), C, report(vec![item], 0)).unwrap();
+    assert_eq!(recovery.evaluate(Time(1), &state), Next::Wait);
+    let pulls = recovery.pulls();
+    assert_eq!(pulls, [(Conn(3), vec![], vec![9])]);
+    let payloads = Payloads { epoch: Epoch::ZERO, items: Vec::new(), shares: vec![share] };
+    recovery.payloads(Time(1), C, payloads).unwrap();
+    let Next::Conclude(plan) = recovery.evaluate(Time(2), &state) else { panic!("{:?}", recovery.status()) };
+    assert_eq!((plan.entries[0].payload.clone(), plan.policy), (Bytes::from_static(b"true"), None));
+}
