@@ -636,7 +636,7 @@ impl Recovery {
                 return Some((Error::new(Code::Conflict, why), who));
             }
         }
-        if let Some(error) = &self.shares.error {
+        if let Some(error) = self.shares.error.as_ref().filter(|_| self.resolved.is_none()) {
             return Some((error.clone(), Vec::new()));
         }
         let above = |reporter: &Reporter| self.in_sync && reporter.complete && reporter.stable > self.base;
