@@ -1216,3 +1216,35 @@ fn what_only_a_share_knows_accuses_nobody() {
     let Next::Conclude(plan) = recovery.evaluate(Time(2), &state) else { panic!("{:?}", recovery.status()) };
     assert_eq!((plan.entries[0].payload.clone(), plan.policy), (Bytes::from_static(b"true"), None));
 }
+
+/// A client's entry may be stable and held all the same, as others are decoded with its help. Its tag had lost its time
+/// then: where a node that is not in sync is promoted by force, its report contradicted the shares of everybody else.
+#[test]
+fn a_tag_of_what_is_stable_has_its_time() {
+    let mut world = World::serving(3, covered);
+    world.cut_link();
+    let stripe = [0, 1].map(|client| {
+        let request = world.clients[client].core.write(Bytes::from_static(b"x"), Level::Stable).unwrap();
+        world.step_client(client, ClientInput::Flush);
+        while let Some((at, input)) = world.to_clients.pop_front() {
+            world.step_client(at, input);
+        }
+        request
+    });
+    world.run();
+    // The backup gets the first of the two.
+    let lsn = |world: &World, at: usize| world.clients[at].core.image().commands[&stripe[at]].tag.unwrap().lsn;
+    let (first, second) = (lsn(&world, 0), lsn(&world, 1));
+    assert_eq!(first.next(), second);
+    world.nodes[1].stalled = true;
+    world.connect_link();
+    world.run();
+    world.to_nodes.push_back((1, Input::Persisted(first)));
+    world.run();
+    assert_eq!(world.primary(0).watermarks().stable(), first);
+    assert!(world.acknowledged(0, stripe[0]) && !world.acknowledged(1, stripe[1]));
+    let tag = world.clients[0].core.image().commands[&stripe[0]].tag.unwrap();
+    assert_eq!(tag.hold_until, Some(second));
+    let at = usize::try_from(first.0 - 1).unwrap();
+    assert_eq!(tag.time, world.nodes[0].log[at].entry.header.time);
+}

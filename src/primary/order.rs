@@ -341,7 +341,8 @@ impl Primary {
         Tag {
             epoch: self.state.epoch_at(lsn),
             lsn,
-            time: header.map_or(Time(0), |header| header.time),
+            // What is stable may have to be held all the same.
+            time: header.map(|header| header.time).or_else(|| cover?.time_of(lsn)).unwrap_or_default(),
             hold_until: if held { until } else { Some(Lsn(0)) },
             stable,
             protected: lsn <= stable || (held && elsewhere) || cover.is_some_and(|cover| cover.is_copied(lsn)),
