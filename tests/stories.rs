@@ -1248,3 +1248,23 @@ fn a_tag_of_what_is_stable_has_its_time() {
     let at = usize::try_from(first.0 - 1).unwrap();
     assert_eq!(tag.time, world.nodes[0].log[at].entry.header.time);
 }
+
+/// A client whose stream broke missed the word that its entry is not needed any more for others' sake, and its next
+/// stream began as if it had been told: nothing released the entry, and its flush waited for ever.
+#[test]
+fn a_resumed_stream_says_what_is_settled() {
+    let mut world = World::serving(4, |domain| PrimarySettings { lowest: Level::Tagged, ..covered(domain) });
+    world.cut_link();
+    let a = world.write(0, "a", Level::Tagged);
+    assert!(world.acknowledged(0, a));
+    let tag = world.clients[0].core.image().commands[&a].tag.unwrap();
+    assert_eq!(tag.hold_until, None, "others may still come into its stripe");
+    world.cut_client(0);
+    world.run();
+    world.connect_link();
+    world.run();
+    world.connect(0, 0);
+    let token = world.clients[0].core.flush();
+    world.run();
+    assert_eq!(world.clients[0].flushed, [token]);
+}

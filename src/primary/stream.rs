@@ -306,9 +306,12 @@ impl Primary {
             manifest_upto: if rule::on(Rule::ManifestRestart) { Lsn(0) } else { self.water.head() },
             // It may hold from an earlier stream what no frame of this one will mention.
             owes: self.water.head(),
+            // The welcome says what is stable, and not how far it is settled.
+            tell: self.settings.covering() > 0,
             ..Live::default()
         };
         if let Some(stream) = self.streams.get_mut(&conn) {
+            self.dirty.extend(live.tell.then_some(conn));
             stream.live = Some(live);
         }
         let welcome = Welcome {
