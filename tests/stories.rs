@@ -1268,3 +1268,17 @@ fn a_resumed_stream_says_what_is_settled() {
     world.run();
     assert_eq!(world.clients[0].flushed, [token]);
 }
+
+/// A query that came while too few domains stood waited for the backup's echo alone, though others came.
+#[test]
+fn a_query_is_answered_when_others_come_back() {
+    let mut world = World::serving(2, |domain| PrimarySettings { suspend_after_us: 3_600_000_000, ..covered(domain) });
+    world.cut_client(1);
+    world.run();
+    world.cut_link();
+    let query = world.query(0);
+    assert!(!world.answered(0, query));
+    world.connect(1, 0);
+    world.run();
+    assert!(world.answered(0, query));
+}

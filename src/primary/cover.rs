@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Phase, Primary, PrimarySettings, Privacy};
+use super::{Phase, Primary, PrimarySettings, Privacy, Reading};
 use crate::log::{ClientId, Level, Lsn, Time};
 use crate::message::Attach;
 use crate::node::{NodeEvent, Output};
@@ -251,7 +251,7 @@ impl Primary {
     fn ask_rounds(&mut self, now: Time) {
         let f = usize::from(self.state.start().f);
         let Some(sharing) = &mut self.sharing else { return };
-        let waits = sharing.round > 0 && self.reads.iter().any(|reading| reading.round > 0);
+        let waits = sharing.round > 0 && self.reads.iter().any(Reading::waits_for_others);
         let again = waits && now >= sharing.asked.after(ECHO_AGAIN_US);
         if !sharing.wanted && !again {
             return;
@@ -284,7 +284,7 @@ impl Primary {
     /// When echoes are asked for again.
     pub(super) fn cover_timeout(&self) -> Option<Time> {
         let sharing = self.sharing.as_ref().filter(|_| matches!(self.phase, Phase::Open | Phase::Stopping))?;
-        let waits = sharing.round > 0 && self.reads.iter().any(|reading| reading.round > 0);
+        let waits = sharing.round > 0 && self.reads.iter().any(Reading::waits_for_others);
         let again = waits.then(|| sharing.asked.after(ECHO_AGAIN_US));
         sharing.cover.next_timeout().into_iter().chain(again).min()
     }
