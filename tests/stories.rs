@@ -1282,3 +1282,33 @@ fn a_query_is_answered_when_others_come_back() {
     world.run();
     assert!(world.answered(0, query));
 }
+
+/// In a stripe as wide as there are domains for, a row whose holder left could go to nobody, for everybody else was an
+/// owner: with enough domains there its members waited for the backup, and so did everything after them.
+#[test]
+fn a_row_that_nobody_can_keep_is_made_good_by_copies() {
+    let mut world = World::serving(4, covered);
+    world.cut_link();
+    // All of them are on their way at once, and go into one stripe.
+    let writes = [0, 1, 2].map(|client| {
+        let request = world.clients[client].core.write(Bytes::from_static(b"x"), Level::Covered).unwrap();
+        world.step_client(client, ClientInput::Flush);
+        while let Some((at, input)) = world.to_clients.pop_front() {
+            world.step_client(at, input);
+        }
+        request
+    });
+    while let Some((at, input)) = world.to_nodes.pop_front() {
+        world.step_node(at, input);
+    }
+    world.step_node(0, Input::Flush);
+    // It is executed, and the row given to the fourth, when that one goes.
+    let (at, input) = world.to_nodes.pop_front().unwrap();
+    world.step_node(at, input);
+    assert_eq!(world.primary(0).watermarks().head(), Lsn(9));
+    world.kill_client(3);
+    for (client, request) in writes.into_iter().enumerate() {
+        assert!(world.acknowledged(client, request), "client {client}");
+    }
+    assert!(!world.primary(0).status(world.now).short);
+}

@@ -594,7 +594,19 @@ impl Cover {
         let after = self.sessions.range((Bound::Excluded(self.cursor), Bound::Unbounded));
         let mut around = after.chain(self.sessions.range(..=self.cursor));
         let Some(client) = around.find(|(_, session)| fits(session)).map(|(client, _)| *client) else {
-            self.unplaced.insert((id, at));
+            // Where others are there, but all of them are owners or have a row already, no wait for the next one to come
+            // is needed: each member is copied.
+            let crowded = !stripe.owners.is_empty() && self.domains.keys().all(|domain| taken.contains(&domain));
+            if crowded && self.domains.len() > usize::from(self.settings.f) {
+                self.unplaced.remove(&(id, at));
+                for lsn in stripe.members.clone() {
+                    if lsn > self.stable && self.entry(lsn).is_some_and(|entry| entry.copies.is_empty()) {
+                        self.copy(lsn);
+                    }
+                }
+            } else {
+                self.unplaced.insert((id, at));
+            }
             return;
         };
         self.cursor = client;
