@@ -1312,3 +1312,14 @@ fn a_row_that_nobody_can_keep_is_made_good_by_copies() {
     }
     assert!(!world.primary(0).status(world.now).short);
 }
+
+/// An attach for another session on a stream that has one is refused. The other one had lost its own stream by then, and
+/// nobody noted that it was gone: it held shares that it was never given, and was never suspended.
+#[test]
+fn a_refused_attach_takes_nobodys_stream() {
+    let mut alone = Alone::new();
+    alone.attach(Conn(1), 100, 1);
+    alone.attach(Conn(2), 101, 1);
+    alone.ask(Conn(2), 100, 1);
+    assert!(alone.was_refused(Conn(2)) && !alone.was_refused(Conn(1)));
+}
