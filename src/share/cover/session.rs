@@ -135,11 +135,12 @@ impl Cover {
 
     /// A session is about to end in good order: nothing more is given to it.
     pub fn retire(&mut self, client: ClientId) {
-        let Some(session) = self.sessions.get_mut(&client).filter(|session| session.can_hold()) else { return };
+        let Some(session) = self.sessions.get_mut(&client) else { return };
+        let (domain, held) = (session.domain.clone(), session.can_hold());
         session.leaving = true;
-        let domain = session.domain.clone();
-        self.count_domain(domain, -1);
-        // With one domain less to hold their rows they must not get wider.
+        self.count_domain(domain, -i64::from(held));
+        // With one domain less to hold their rows they must not get wider; and who ends must not get into one with those
+        // who come after.
         self.seal_all();
     }
 
