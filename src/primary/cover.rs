@@ -14,7 +14,7 @@ use crate::share::window::Window;
 use crate::share::{Mode, Share};
 
 /// Echoes that did not come are asked for again after this, in microseconds.
-const ECHO_AGAIN_US: u64 = 10_000;
+const ECHO_AGAIN_US: u64 = 50_000;
 
 /// The shares of a reign, where there are any.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -170,6 +170,8 @@ impl Primary {
     pub(super) fn join_cover(&mut self, attach: &Attach) {
         let Attach { client, incarnation, share_bytes, from, .. } = *attach;
         let Some(domain) = self.state.session(client).map(|session| session.info.domain.clone()) else { return };
+        // One that moved is on the roster under its old domain, which says nothing any more of what it fails with.
+        let domain = if attach.domain == domain { domain } else { self.settings.domain.clone() };
         if let Some(sharing) = &mut self.sharing {
             sharing.cover.join(client, incarnation, &domain, share_bytes, from);
             sharing.changed = true;
