@@ -44,6 +44,13 @@ impl Oracle {
         }
     }
 
+    /// A session is welcomed on a cache that was opened anew.
+    pub fn on_welcomed(&mut self, at: usize, now: u64) {
+        if let Some(damage) = self.damages.get_mut(&at) {
+            damage.noticed.get_or_insert(now);
+        }
+    }
+
     /// The primary is lost. What it had noticed at some time before is repaired, if anything is.
     pub fn on_disaster(&mut self, nodes: &[Node], clients: &[SimClient], before: Option<u64>) {
         self.forget_damage(nodes);
@@ -137,6 +144,7 @@ impl Oracle {
             self.violate("I10", what);
             return;
         }
+        let alone = silent && !missing.is_empty();
         if self.forced {
             return;
         }
@@ -192,6 +200,7 @@ impl Oracle {
         // More is lost than anybody promised, and nobody is missing: caches that came back without their end.
         let beyond = silent && lost.len() > f;
         self.policies += usize::from(beyond);
+        self.alone += u64::from(alone);
         if let Some((invariant, wrong)) = wrong.filter(|_| !beyond) {
             self.violate(invariant, wrong);
         }
@@ -208,7 +217,8 @@ impl Oracle {
             _ => None,
         });
         let roster = roster(log);
-        let gone = roster.iter().map(|client| Self::at(*client)).filter(|at| !clients[*at].is_live());
+        let torn = |at: &usize| self.damages.get(at).is_some_and(|damage| damage.torn);
+        let gone = roster.iter().map(|client| Self::at(*client)).filter(|at| !clients[*at].is_live() || torn(at));
         !self.forced && f.is_some_and(|f| f > 0 && self.domains_of(gone).len() <= f)
     }
 

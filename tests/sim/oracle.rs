@@ -108,6 +108,9 @@ pub struct Oracle {
     /// Those whose loss had been made good when the last primary was lost.
     pub repaired: BTreeSet<usize>,
     pub sampled: u64,
+    /// Recoveries that concluded by themselves without somebody, and entries that shares supplied.
+    pub alone: u64,
+    pub decoded: u64,
 }
 
 impl Oracle {
@@ -127,6 +130,8 @@ impl Oracle {
             damages: BTreeMap::new(),
             repaired: BTreeSet::new(),
             sampled: 0,
+            alone: 0,
+            decoded: 0,
         }
     }
 
@@ -279,11 +284,10 @@ impl Oracle {
         if client.persistent {
             return;
         }
-        let Some(core) = &client.core else { return };
-        let image = core.image();
+        let image = client.core.as_ref().map_or(&client.stored, |core| core.image());
         let held = self.places(image);
         let at = usize::try_from(client.id.0 - 100).expect("small");
-        self.views[at].died_with = held;
+        self.views[at].died_with.extend(held);
         self.views[at].died_image = Some(image.clone());
     }
 
