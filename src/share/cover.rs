@@ -410,7 +410,9 @@ impl Cover {
         let domain = session.domain.clone();
         self.count_domain(domain, -1);
         // With one domain less to hold their rows they must not get wider.
-        self.seal_all();
+        if rule::on(Rule::HoldersDrained) {
+            self.seal_all();
+        }
     }
 
     /// A session broke. What it held for others goes to others still, and what it wrote is kept by them from now on.
@@ -437,7 +439,9 @@ impl Cover {
         if cost > 0 {
             self.kept.insert(client, (cost, until));
         }
-        self.seal_all();
+        if rule::on(Rule::HoldersDrained) {
+            self.seal_all();
+        }
         let mut orphans = Vec::new();
         for entry in self.entries.iter_mut().filter(|entry| entry.owner == Some(client)) {
             entry.present = false;

@@ -113,7 +113,7 @@ impl Oracle {
             let gone: BTreeSet<&str> = gone.chain(damaged.iter().copied()).chain([near]).collect();
             let left = (0..clients.len()).filter(|at| !gone.contains(self.views[*at].domain.as_str()) && clients[*at].is_live());
             let caches = left.map(|at| (clients[at].id, clients[at].image()));
-            let survivors = Survivors::new(frame.epoch, &reign.log, base, caches);
+            let survivors = Survivors::new(frame.epoch, reign, base, caches);
             let lost = (base.0 + 1..=upto.0).map(Lsn).find(|lsn| !survivors.supplies(*lsn, true));
             if let Some(lsn) = lost {
                 let header = reign.log.get(usize::try_from(lsn.0).expect("small") - 1).map(|record| &record.entry.header);
@@ -155,7 +155,7 @@ impl Oracle {
         let heard: Vec<ClientId> = roster(&reign.log[..base]).into_iter().filter(|client| !absent(client)).collect();
         let caches = heard.iter().map(|client| (*client, self.cache(clients, Self::at(*client))));
         let unsure = caches.clone().any(|(_, image)| image.reported > epoch);
-        let survivors = Survivors::new(report.previous, &old.log, report.base, caches);
+        let survivors = Survivors::new(report.previous, old, report.base, caches);
         let everyone = report.missing.is_empty() && report.excluded.is_empty();
         let mut walk = survivors.walk(false);
         if !everyone || !walk.gaps.is_empty() {

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 use tagalong::client::{CacheImage, Command};
 use tagalong::error::{Code, Error, Result};
-use tagalong::log::{Body, Epoch, EpochStart, Level, Lsn, Record, Request, Tag};
+use tagalong::log::{Body, ClientId, Epoch, EpochStart, Level, Lsn, Record, Request, Tag};
 use tagalong::message::Outcome;
 use tagalong::node::RecoveryPolicy;
 use tagalong::primary::PrimarySettings;
@@ -20,6 +20,8 @@ use crate::node::Node;
 pub struct ReignLog {
     pub node: usize,
     pub log: Vec<Record>,
+    /// Where each command of this reign is.
+    pub places: BTreeMap<(ClientId, Request), Lsn>,
     pub start: Lsn,
     /// Where its primary, which logs before it sends, last went on.
     pub resumed: Lsn,
@@ -180,7 +182,8 @@ impl Oracle {
             log.extend(records.iter().cloned());
             let Body::EpochStart(report) = &last.entry.header.body else { unreachable!() };
             let report = (**report).clone();
-            let reign = ReignLog { node: at, log, start: last.lsn(), resumed: last.lsn(), report, opened: None };
+            let (start, places) = (last.lsn(), BTreeMap::new());
+            let reign = ReignLog { node: at, log, places, start, resumed: start, report, opened: None };
             self.check_rebuilt(epoch, &reign);
             self.reigns.insert(epoch, reign);
             self.check_recovered(nodes, clients, at, epoch);
@@ -194,6 +197,8 @@ impl Oracle {
                 self.violate("I1", why);
                 return;
             }
+            let origin = record.entry.header.origin.filter(|_| record.entry.header.body == Body::Command);
+            reign.places.extend(origin.map(|origin| ((origin.client, origin.request), record.lsn())));
             reign.log.push(record.clone());
         }
         self.check_suspends(nodes, at, records);
@@ -203,6 +208,7 @@ impl Oracle {
     pub fn reign_goes_on(&mut self, epoch: Epoch, end: usize) {
         if let Some(reign) = self.reigns.get_mut(&epoch) {
             reign.log.truncate(end);
+            reign.places.retain(|_, lsn| lsn.0 <= end as u64);
             reign.resumed = Lsn(end as u64);
         }
     }
