@@ -44,6 +44,13 @@ impl Oracle {
         }
     }
 
+    /// A session is welcomed on a cache that was opened anew.
+    pub fn on_welcomed(&mut self, at: usize, now: u64) {
+        if let Some(damage) = self.damages.get_mut(&at) {
+            damage.noticed.get_or_insert(now);
+        }
+    }
+
     /// The primary is lost. What it had noticed at some time before is repaired, if anything is.
     pub fn on_disaster(&mut self, nodes: &[Node], clients: &[SimClient], before: Option<u64>) {
         self.forget_damage(nodes);
@@ -109,7 +116,7 @@ impl Oracle {
             let left = (0..clients.len())
                 .filter(|at| !gone.contains(self.views[*at].domain.as_str()) && clients[*at].is_live());
             let caches = left.map(|at| (clients[at].id, clients[at].image()));
-            let survivors = Survivors::new(frame.epoch, &reign.log, base, caches);
+            let survivors = Survivors::new(frame.epoch, reign, base, caches);
             let lost = (base.0 + 1..=upto.0).map(Lsn).find(|lsn| !survivors.supplies(*lsn, true));
             if let Some(lsn) = lost {
                 let header =
@@ -144,6 +151,7 @@ impl Oracle {
             self.violate("I10", what);
             return;
         }
+        let alone = silent && !missing.is_empty();
         if self.forced {
             return;
         }
@@ -154,7 +162,7 @@ impl Oracle {
         let heard: Vec<ClientId> = roster(&reign.log[..base]).into_iter().filter(|client| !absent(client)).collect();
         let caches = heard.iter().map(|client| (*client, self.cache(clients, Self::at(*client))));
         let unsure = caches.clone().any(|(_, image)| image.reported > epoch);
-        let survivors = Survivors::new(report.previous, &old.log, report.base, caches);
+        let survivors = Survivors::new(report.previous, old, report.base, caches);
         let everyone = report.missing.is_empty() && report.excluded.is_empty();
         let mut walk = survivors.walk(false);
         if !everyone || !walk.gaps.is_empty() {
@@ -205,6 +213,7 @@ impl Oracle {
         // More is lost than anybody promised, and nobody is missing: caches that came back without their end.
         let beyond = silent && lost.len() > f;
         self.policies += usize::from(beyond);
+        self.alone += u64::from(alone);
         if let Some((invariant, wrong)) = wrong.filter(|_| !beyond) {
             self.violate(invariant, wrong);
         }
@@ -223,7 +232,8 @@ impl Oracle {
             _ => None,
         });
         let roster = roster(log);
-        let gone = roster.iter().map(|client| Self::at(*client)).filter(|at| !clients[*at].is_live());
+        let torn = |at: &usize| self.damages.get(at).is_some_and(|damage| damage.torn);
+        let gone = roster.iter().map(|client| Self::at(*client)).filter(|at| !clients[*at].is_live() || torn(at));
         !self.forced && f.is_some_and(|f| f > 0 && self.domains_of(gone).len() <= f)
     }
 

@@ -141,7 +141,9 @@ impl Cover {
         self.count_domain(domain, -i64::from(held));
         // With one domain less to hold their rows they must not get wider; and who ends must not get into one with those
         // who come after.
-        self.seal_all();
+        if rule::on(Rule::HoldersDrained) {
+            self.seal_all();
+        }
     }
 
     /// A session broke. What it held for others goes to others still, and what it wrote is kept by them from now on.
@@ -168,7 +170,9 @@ impl Cover {
         if cost > 0 {
             self.kept.insert(client, (cost, until));
         }
-        self.seal_all();
+        if rule::on(Rule::HoldersDrained) {
+            self.seal_all();
+        }
         let mut orphans = Vec::new();
         for entry in self.entries.iter_mut().filter(|entry| entry.owner == Some(client)) {
             entry.present = false;
