@@ -34,6 +34,7 @@ impl Oracle {
         let last = self.reigns.iter().next_back();
         let head = last.map_or((Epoch::ZERO, Lsn(0)), |(epoch, reign)| (*epoch, Lsn(reign.log.len() as u64)));
         let noticed = session.is_none().then_some(now);
+        self.views[at].torn |= torn;
         self.damages.insert(at, Damage { session, noticed, head, torn });
     }
 
@@ -210,9 +211,10 @@ impl Oracle {
                 }
             }
         }
-        // More is lost than anybody promised, and nobody is missing: caches that came back without their end.
         let beyond = silent && lost.len() > f;
-        self.policies += usize::from(beyond);
+        if let Some(reign) = self.reigns.get_mut(&epoch).filter(|_| beyond) {
+            reign.beyond = true;
+        }
         self.alone += u64::from(alone);
         if let Some((invariant, wrong)) = wrong.filter(|_| !beyond) {
             self.violate(invariant, wrong);

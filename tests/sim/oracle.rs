@@ -26,6 +26,8 @@ pub struct ReignLog {
     /// Where its primary, which logs before it sends, last went on.
     pub resumed: Lsn,
     pub report: EpochStart,
+    /// More was lost than anybody promised, and nobody was missing: the caches of some had lost their end.
+    pub beyond: bool,
     pub opened: Option<u64>,
 }
 
@@ -85,6 +87,8 @@ pub struct ClientView {
     /// What its cache was when it died.
     pub died_image: Option<CacheImage>,
     pub failed: bool,
+    /// Its cache lost its end, at some time.
+    pub torn: bool,
     /// Acknowledged, held, superseded: to be returned to the application.
     pub owed: BTreeSet<Request>,
 }
@@ -183,7 +187,7 @@ impl Oracle {
             let Body::EpochStart(report) = &last.entry.header.body else { unreachable!() };
             let report = (**report).clone();
             let (start, places) = (last.lsn(), BTreeMap::new());
-            let reign = ReignLog { node: at, log, places, start, resumed: start, report, opened: None };
+            let reign = ReignLog { node: at, log, places, start, resumed: start, report, beyond: false, opened: None };
             self.check_rebuilt(epoch, &reign);
             self.reigns.insert(epoch, reign);
             self.check_recovered(nodes, clients, at, epoch);
