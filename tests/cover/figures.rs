@@ -11,7 +11,7 @@ use crate::world::{EPOCH, HERE};
 /// Writes of `owners` in turn, of the lengths that are drawn; everything is confirmed at once, and soon stable.
 fn stream(owners: u64, f: u8, writes: u64, mut length: impl FnMut() -> u32) -> CoverCounts {
     let settings = CoverSettings { f, members: 8, wait_us: 1_000, custody_bytes_max: 0 };
-    let mut cover = Cover::new(settings, EPOCH, HERE, Lsn(1), Time(0));
+    let mut cover = Cover::new(settings, EPOCH, HERE, Lsn(0), Lsn(1), Time(0));
     for client in 1..=owners {
         cover.join(ClientId(client.into()), 1, "", 1 << 40, Request(0));
     }
