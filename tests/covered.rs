@@ -91,7 +91,7 @@ impl Service {
 }
 
 async fn put(client: &TaggedClient, key: &str, value: &[u8]) -> Level {
-    let write = client.write(KvCommand::put(key, value.to_vec()).encode());
+    let write = client.write(KvCommand::put(key, value).encode());
     match within("a write", write).await.unwrap() {
         WriteOutcome::Acknowledged { met, .. } => met,
         other => panic!("{other:?}"),

@@ -672,7 +672,7 @@ mod tests {
         let (scene, stop) = concluded();
         let mut history = scene.history.clone();
         let lost = history.remove(20);
-        let gaps = Named { start: 29, gaps: vec![24..25], ..stop };
+        let gaps = Named { start: 29, gaps: std::iter::once(24..25).collect(), ..stop };
         let verdict = scene.judged(&history, &gaps);
         assert_eq!((verdict.lost, verdict.named, verdict.unnamed), (1, (1, 0), 0), "{lost:?} {verdict:?}");
     }

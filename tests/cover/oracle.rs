@@ -19,6 +19,7 @@ pub type Column = (Lsn, u32);
 #[derive(Clone, Debug)]
 pub struct Violation {
     pub lsn: Lsn,
+    #[expect(dead_code, reason = "for whoever reads the message")]
     pub lost: Vec<Domain>,
     pub why: &'static str,
 }
@@ -66,7 +67,7 @@ pub fn check(world: &World, deep: bool, looked: &mut Looked) -> Result<(), Viola
             if lost.len() == most && lost.is_superset(&counted) {
                 looked.losses += 1;
                 // The bytes themselves for some of the sets, of which it is all the same.
-                let deep = deep && looked.losses % 4 == 0;
+                let deep = deep && looked.losses.is_multiple_of(4);
                 check_loss(world, &lost, after, upto, deep, looked).map_err(|(lsn, why)| Violation {
                     lsn,
                     lost: lost.into_iter().cloned().collect(),
@@ -174,7 +175,7 @@ impl Survivors {
     /// First whatever is alone in its row, again and again; then Gauss and Jordan with what is left.
     pub fn solve(&self, values: bool) -> BTreeMap<Column, Vec<u8>> {
         let mut solved: BTreeMap<Column, Vec<u8>> = BTreeMap::new();
-        let mut rows: Vec<(Vec<(Column, u8)>, Vec<u8>)> = Vec::new();
+        let mut rows: Vec<Equation> = Vec::new();
         for (terms, symbol) in &self.rows {
             let mut symbol = if values { symbol.to_vec() } else { Vec::new() };
             let mut unknown = Vec::new();
@@ -235,8 +236,11 @@ impl Survivors {
     }
 }
 
+/// Terms, and what they amount to.
+type Equation = (Vec<(Column, u8)>, Vec<u8>);
+
 /// Gauss and Jordan on a dense matrix.
-fn eliminate(rows: &[(Vec<(Column, u8)>, Vec<u8>)], solved: &mut BTreeMap<Column, Vec<u8>>) {
+fn eliminate(rows: &[Equation], solved: &mut BTreeMap<Column, Vec<u8>>) {
     let columns: BTreeSet<Column> =
         rows.iter().flat_map(|(terms, _)| terms.iter().map(|(column, _)| *column)).collect();
     let columns: Vec<Column> = columns.into_iter().collect();

@@ -638,7 +638,7 @@ impl Client {
 
 /// What the command says: never the same twice, and unlike zeros.
 fn payload(client: ClientId, request: Request, length: u32) -> Bytes {
-    let mut state = client.0 as u64 ^ (request.0 << 32);
+    let mut state = u64::try_from(client.0).expect("small") ^ (request.0 << 32);
     let mut next = || {
         state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let z = (state ^ (state >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);

@@ -18,7 +18,7 @@ pub fn solve<K: Copy + Ord>(known: &BTreeMap<K, Bytes>, rows: &[Row<K>]) -> BTre
         for (column, coefficient) in terms {
             match known.get(column) {
                 Some(value) => add_scaled(&mut symbol, *coefficient, value),
-                None => row[columns.binary_search(column).ok().expect("a column")] ^= coefficient,
+                None => row[columns.binary_search(column).expect("a column")] ^= coefficient,
             }
         }
         matrix.push((row, symbol));

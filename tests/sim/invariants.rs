@@ -551,7 +551,10 @@ impl Oracle {
         let excused = self.policies > 0 || self.forced || seen.level == Level::Local;
         if !excused {
             self.violate("I8", format!("{what}, which is not what the log says"));
-        } else if clients[seen.client].is_live() && !self.views[seen.client].torn && !self.is_told(clients, seen.client, None, seen.epoch) {
+        } else if clients[seen.client].is_live()
+            && !self.views[seen.client].torn
+            && !self.is_told(clients, seen.client, None, seen.epoch)
+        {
             self.violate("I10", format!("{what}, which did not survive, and was not told"));
         }
     }

@@ -143,7 +143,11 @@ fn every_rule_is_needed() {
     let limit = std::env::var("TAGALONG_LIMIT").map_or(20_000, |limit| limit.parse().unwrap());
     let mut unnoticed = Vec::new();
     println!("{:<24} {:>6}  violation", "rule", "seeds");
-    for rule in Rule::ALL.into_iter().filter(|rule| only.is_none_or(|only| only == *rule)) {
+    // That one takes a client which comes back with another cache before its old stream is missed: tests/cover finds it,
+    // in a few hundred histories, and this world in none of thousands.
+    let elsewhere = |rule: &Rule| *rule == Rule::ConfirmByIncarnation && only.is_none();
+    let here = |rule: &Rule| only.is_none_or(|only| only == *rule) && !elsewhere(rule);
+    for rule in Rule::ALL.into_iter().filter(here) {
         match search(0..limit, Some(rule)).0 {
             Some((seed, invariant, what)) => {
                 let what: String = what.chars().take(120).collect();
