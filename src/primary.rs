@@ -195,6 +195,7 @@ impl PrimarySettings {
             _ if self.f > 0 && self.privacy == Privacy::Withheld => {
                 wrong("f: covering needs a share key, or the word that all clients may see everything")
             }
+            _ if self.stripe_wait_us > 1_000_000 => wrong("stripe_wait_us: at most a second"),
             _ if !(1..=64).contains(&self.stripe_members) => wrong("stripe_members must lie between 1 and 64"),
             _ if self.window == 0 || self.batch_max == 0 => wrong("window and batch_max must not be 0"),
             _ if self.command_bytes_max == 0 || self.command_bytes_max > u64::from(u32::MAX) => {

@@ -495,7 +495,9 @@ impl Recovery {
     /// acknowledge nothing more without those who are here: at most *f* failure domains are missing, and none of those
     /// who are missing is about to come.
     fn may_lack(&self, now: Time, missing: &[ClientId]) -> bool {
-        let domains: BTreeSet<&Domain> = missing.iter().filter_map(|client| self.roster.get(client)).collect();
+        // Who was excluded is as good as missing: for what only it had, and as somebody whom the old primary may still have.
+        let without = missing.iter().chain(&self.excluded);
+        let domains: BTreeSet<&Domain> = without.filter_map(|client| self.roster.get(client)).collect();
         let here = self.standing_by || missing.iter().any(|client| self.reporters.contains_key(client));
         let sure = self.in_sync || !rule::on(Rule::AbsentInSync);
         sure && domains.len() <= self.f && (!here || now >= self.grace())
@@ -527,7 +529,8 @@ impl Recovery {
         if (!everyone && decided.is_none() && !self.may_lack(now, &missing)) || pulling {
             return Next::Wait;
         }
-        self.conflict = self.contradiction(everyone && decided.is_none());
+        // What nobody has a header of may still be known from shares.
+        self.conflict = self.contradiction(false);
         if self.conflict.is_some() {
             return Next::Wait;
         }
@@ -633,7 +636,7 @@ impl Recovery {
                 return Some((Error::new(Code::Conflict, why), who));
             }
         }
-        if let Some(error) = &self.shares.error {
+        if let Some(error) = self.shares.error.as_ref().filter(|_| self.resolved.is_none()) {
             return Some((error.clone(), Vec::new()));
         }
         let above = |reporter: &Reporter| self.in_sync && reporter.complete && reporter.stable > self.base;
@@ -664,7 +667,7 @@ impl Recovery {
             (Body::Command, Some(_)) if header.length == 0 => Bytes::new(),
             (Body::Command, Some(origin)) => {
                 let reported = self.payloads.get(&(origin.client, origin.request));
-                let reported = reported.filter(|(digest, _)| *digest == header.digest).map(|(_, payload)| payload);
+                let reported = reported.filter(|it| is_of(it, header)).map(|(_, payload)| payload);
                 let decoded = || self.shares.entries.get(&lsn).filter(|entry| entry.header == *header);
                 reported.or_else(|| decoded().map(|entry| &entry.payload))?.clone()
             }
@@ -752,6 +755,11 @@ impl Recovery {
             conflict: conflict.map(|(error, _)| error),
         }
     }
+}
+
+/// Whether a payload, with its checksum, is the one that a header announces. Another length can have the same checksum.
+fn is_of((digest, payload): &(Digest, Bytes), header: &Header) -> bool {
+    *digest == header.digest && payload.len() as u64 == u64::from(header.length)
 }
 
 /// Joins ordered LSNs into half-open ranges.

@@ -87,7 +87,7 @@ pub enum Rule {
     Custody,
     /// What an older incarnation of a client's cache confirmed is void.
     ConfirmByIncarnation,
-    /// A session ends or is suspended only when nothing that was given to it is needed any more.
+    /// A session that leaves is in no open stripe: nothing ordered later rests on what it holds.
     HoldersDrained,
     /// Where a takeover may conclude without *f* domains, a query waits for the echoes of *f* others.
     CoverEcho,

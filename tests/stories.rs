@@ -17,9 +17,12 @@ use tagalong::message::{
     PrimaryMessage, Report, ReportItem, Role, VERSION, Write,
 };
 use tagalong::node::{Admin, Conn, Input, NodeEvent, Output, RecoveryPolicy};
-use tagalong::primary::{Primary, PrimarySettings};
+use tagalong::primary::{Primary, PrimarySettings, Privacy};
 use tagalong::recovery::{Next, Recovery, provisional_cut};
 use tagalong::session::LogState;
+use tagalong::share::body::{self, Plain};
+use tagalong::share::cover::{Cover, CoverSettings};
+use tagalong::share::{Mode, Share};
 use tagalong::store::Marks;
 
 enum Core {
@@ -47,6 +50,9 @@ struct Member {
     core: Client,
     stores: u64,
     done: BTreeMap<Request, Outcome>,
+    /// Queries that were answered, and flushes that were done.
+    results: Vec<u64>,
+    flushed: Vec<u64>,
     events: Vec<ClientEvent>,
     dead: bool,
 }
@@ -71,6 +77,11 @@ fn settings(domain: &str) -> PrimarySettings {
 impl World {
     /// A primary, a backup in sync, and clients.
     fn new(clients: usize) -> Self {
+        Self::serving(clients, settings)
+    }
+
+    /// The same, with other settings.
+    fn serving(clients: usize, settings: fn(&str) -> PrimarySettings) -> Self {
         let mut world = Self {
             now: Time(1_000_000),
             nodes: Vec::new(),
@@ -123,7 +134,15 @@ impl World {
         image.apply(&CacheOp::Identity(identity));
         let mut out = Vec::new();
         let core = Client::new(ClientSettings::default(), image, self.now, &mut out);
-        self.clients.push(Member { core, stores: 0, done: BTreeMap::new(), events: Vec::new(), dead: false });
+        self.clients.push(Member {
+            core,
+            stores: 0,
+            done: BTreeMap::new(),
+            results: Vec::new(),
+            flushed: Vec::new(),
+            events: Vec::new(),
+            dead: false,
+        });
         self.carry_out_client(number, out);
         (0..self.nodes.len()).for_each(|node| self.connect(number, node));
     }
@@ -315,10 +334,9 @@ impl World {
                 }
                 ClientOutput::Event(event) => client.events.push(event),
                 ClientOutput::Failed(error) => panic!("client {at}: {error}"),
-                ClientOutput::Result { .. }
-                | ClientOutput::Flushed(_)
-                | ClientOutput::Endpoints(_)
-                | ClientOutput::Closed => {}
+                ClientOutput::Result { id, .. } => client.results.push(id),
+                ClientOutput::Flushed(token) => client.flushed.push(token),
+                ClientOutput::Endpoints(_) | ClientOutput::Closed => {}
             }
         }
     }
@@ -369,9 +387,14 @@ impl World {
         request
     }
 
-    fn query(&mut self, client: usize) {
-        self.clients[client].core.query(Bytes::new(), Level::Local).unwrap();
+    fn query(&mut self, client: usize) -> u64 {
+        let id = self.clients[client].core.query(Bytes::new(), Level::Local).unwrap();
         self.run();
+        id
+    }
+
+    fn answered(&self, client: usize, query: u64) -> bool {
+        self.clients[client].results.contains(&query)
     }
 
     fn acknowledged(&self, client: usize, request: Request) -> bool {
@@ -578,6 +601,11 @@ impl Alone {
 
     fn attach(&mut self, conn: Conn, client: u128, incarnation: u64) {
         let hello = Hello { version: VERSION, features: 0, cluster: None, group: None, epoch: Epoch::ZERO };
+        self.give(Input::Client(conn, ClientMessage::Hello(hello)));
+        self.ask(conn, client, incarnation);
+    }
+
+    fn ask(&mut self, conn: Conn, client: u128, incarnation: u64) {
         let attach = Attach {
             epoch: self.core.epoch(),
             client: ClientId(client),
@@ -591,7 +619,6 @@ impl Alone {
             observed: Lsn(0),
             share_bytes: 0,
         };
-        self.give(Input::Client(conn, ClientMessage::Hello(hello)));
         self.give(Input::Client(conn, ClientMessage::Attach(attach)));
         self.give(Input::Flush);
     }
@@ -989,4 +1016,310 @@ fn sessions_are_admitted_though_the_link_breaks_at_the_grant() {
     }
     let welcome = |output: &Output| matches!(output, Output::ToClient(_, NodeMessage::Welcome(_)));
     assert!(alone.sent.iter().any(welcome));
+}
+
+/// Everything is answered when it survives the loss of one failure domain of clients.
+fn covered(domain: &str) -> PrimarySettings {
+    PrimarySettings { lowest: Level::Covered, f: 1, privacy: Privacy::Open, ..settings(domain) }
+}
+
+/// Shares, but nothing covered, and nothing leaves before it is logged.
+fn logs_first(domain: &str) -> PrimarySettings {
+    PrimarySettings { log_before_send: true, privacy: Privacy::Open, ..settings(domain) }
+}
+
+/// A service that logs before it sends goes on in its reign, with a part of the log that the backup lacks. Where *f* is 0
+/// the coverage took all of that for stable, and the node's own check stopped it: as often as it was started.
+#[test]
+fn a_service_without_coverage_goes_on_with_a_delta() {
+    let mut world = World::serving(2, logs_first);
+    world.cut_link();
+    let a = world.write(0, "a", Level::Tagged);
+    assert!(world.acknowledged(0, a));
+    world.kill(0);
+    world.start_primary(0, logs_first("east"));
+    world.run();
+    assert!(world.is_open(0));
+    let marks = *world.primary(0).watermarks();
+    assert!(marks.covered() < marks.head(), "{marks:?}");
+    let b = world.write(1, "b", Level::Tagged);
+    assert!(world.acknowledged(1, b));
+    world.connect_link();
+    world.run();
+    let marks = *world.primary(0).watermarks();
+    assert_eq!((marks.stable(), marks.covered()), (marks.head(), marks.head()));
+}
+
+/// A roll call of a covered reign of three sessions in three domains.
+fn covered_roll_call() -> (LogState, Recovery) {
+    let mut state = LogState::new();
+    let start = EpochStart { f: 1, lowest: Level::Covered, ..EpochStart::default() };
+    state.apply_header(&header(1, Body::EpochStart(Box::new(start)), None, b""), None).unwrap();
+    for (lsn, client) in [(2, A), (3, LIAR), (4, C)] {
+        let origin = Some(Origin { client, request: Request(0) });
+        state.apply_header(&header(lsn, Body::Open(SessionInfo::default()), origin, b""), None).unwrap();
+    }
+    let settings = PrimarySettings::default();
+    let mut recovery = Recovery::new(&state, true, &settings, RecoveryPolicy::Wait, Time(0));
+    for (conn, client) in [(1, A), (2, LIAR), (3, C)] {
+        recovery.begin(Time(0), client, Conn(conn));
+    }
+    (state, recovery)
+}
+
+const C: ClientId = ClientId(3);
+
+/// A share of one row that is the member itself: what its holder reports, and what it hands over.
+fn copy_at(holder: ClientId, member: Header, payload: &[u8]) -> (ReportItem, Share) {
+    let symbol = Bytes::copy_from_slice(payload);
+    let mut body = Vec::new();
+    Plain::Stripe { row: 0, members: vec![body::Member { header: member.clone(), segment: 0 }], symbol }
+        .encode(&mut body);
+    let length = u32::try_from(body.len()).unwrap();
+    let hold_until = member.lsn;
+    let share = Share { epoch: reign(), id: 9, mode: Mode::Stripe, holder, hold_until, body: body.into() };
+    (ReportItem::Share { epoch: reign(), id: 9, hold_until, length }, share)
+}
+
+/// Four bytes, appended to which `bytes` have the checksum of `wanted`.
+fn with_checksum_of(wanted: &[u8], bytes: &[u8]) -> Vec<u8> {
+    let table = |byte: u8| (0..8).fold(u32::from(byte), |crc, _| (crc >> 1) ^ (0xEDB8_8320 * (crc & 1)));
+    let crc = |bytes: &[u8]| !bytes.iter().fold(!0u32, |crc, byte| (crc >> 8) ^ table((crc.to_le_bytes()[0]) ^ byte));
+    let mut after = !crc(wanted);
+    let before = !crc(bytes);
+    for _ in 0..4 {
+        let top = (0..=255).find(|byte| table(*byte).to_le_bytes()[3] == after.to_le_bytes()[3]).unwrap();
+        after = ((after ^ table(top)) << 8) | u32::from(top);
+    }
+    let mut forged = bytes.to_vec();
+    forged.extend_from_slice(&(after ^ before).to_le_bytes());
+    assert!(Digest::crc32(wanted).verifies(&forged));
+    forged
+}
+
+/// An author hands over another payload than it wrote, of another length and with the same checksum. The decoder took it
+/// for the one that shares are made of, and the node's thread panicked; the rebuild took it for the one that a header
+/// announces, and the log had an entry that no backup takes.
+#[test]
+fn a_payload_of_another_length_is_not_the_one() {
+    let (state, mut recovery) = covered_roll_call();
+    let true_one = header(5, Body::Command, Some(Origin { client: LIAR, request: Request(1) }), b"the true one");
+    let forged = with_checksum_of(b"the true one", b"");
+    let length = u32::try_from(forged.len()).unwrap();
+    let elsewhere = Header { lsn: Lsn(99), length, ..true_one.clone() };
+    let in_doubt = ReportItem::InDoubt { request: Request(1), length, digest: true_one.digest };
+    let (item, share) = copy_at(A, true_one.clone(), b"the true one");
+    recovery.report(Time(0), LIAR, report(vec![ReportItem::Header(elsewhere), in_doubt], 0)).unwrap();
+    recovery.report(Time(0), A, report(vec![item, ReportItem::Header(true_one)], 5)).unwrap();
+    recovery.gone(C, Conn(3));
+    let mut shares = vec![share];
+    for now in 1..10 {
+        for (conn, requests, ids) in recovery.pulls() {
+            let client = if conn == Conn(1) { A } else { LIAR };
+            let items = requests.into_iter().map(|request| (request, Bytes::copy_from_slice(&forged))).collect();
+            let shares = if ids.is_empty() { Vec::new() } else { std::mem::take(&mut shares) };
+            recovery.payloads(Time(now), client, Payloads { epoch: Epoch::ZERO, items, shares }).unwrap();
+        }
+        if let Next::Conclude(plan) = recovery.evaluate(Time(now), &state) {
+            assert_eq!(plan.entries[0].payload, "the true one");
+            return;
+        }
+    }
+    panic!("{:?}", recovery.status());
+}
+
+/// A session that ended in good order, as the log says, is off the roster of whoever takes over, but its stream stands
+/// until the primary hears that this is stable. Its echo told nothing about a takeover, and stale state was served for it.
+#[test]
+fn the_echo_of_a_session_that_ends_counts_for_nothing() {
+    let mut world = World::serving(3, covered);
+    let (reader, closing, silent) = (0, 1, 2);
+    world.cut_link();
+    world.clients[closing].core.close();
+    world.run();
+    let log = world.primary(0).state();
+    assert!(log.session(ClientId(101)).is_none(), "logged, and not known to be stable");
+    assert_eq!(world.primary(0).watermarks().covered(), log.end());
+    // The third one has gone over to the backup, which the primary does not know.
+    world.clients[silent].dead = true;
+    let query = world.query(reader);
+    assert!(!world.answered(reader, query));
+}
+
+/// Where a session ends that keeps nothing for others, what it wrote stayed in a stripe that took in what came after its
+/// end: a takeover that knows of the end does not ask it, and could not decode the rest.
+#[test]
+fn who_ends_is_in_no_stripe_with_those_who_come_after() {
+    let settings = CoverSettings { f: 1, members: 8, wait_us: 1_000_000, custody_bytes_max: 0 };
+    let mut cover = Cover::new(settings, reign(), "east", Lsn(3), Lsn(4), Time(0));
+    for (client, room) in [(A, 0), (LIAR, 1 << 20), (C, 1 << 20), (ClientId(4), 1 << 20)] {
+        cover.join(client, 1, &format!("rack-{client}"), room, Request(1));
+    }
+    cover.add(Time(0), &command(4, b"early"), &Bytes::from_static(b"early"));
+    cover.stabilize(Lsn(4));
+    assert!(cover.settled() < Lsn(4), "it waits for members");
+    cover.retire(A);
+    cover.settle(Time(0), true);
+    assert_eq!(cover.settled(), Lsn(4));
+}
+
+/// An operator ends a session that is connected. The coverage went on to count it: shares were given to it that nobody
+/// took, and reads waited for the echoes of domains that were not there.
+#[test]
+fn a_session_that_is_ended_holds_nothing_more() {
+    let mut world = World::serving(3, covered);
+    world.clients[2].dead = true;
+    world.admin(0, Admin::EndSession(ClientId(102)));
+    world.run();
+    assert!(world.primary(0).state().session(ClientId(102)).is_none());
+    world.cut_link();
+    for round in 0..4 {
+        let request = world.write(round % 2, "x", Level::Covered);
+        assert!(world.acknowledged(round % 2, request), "write {round}");
+    }
+    world.connect_link();
+    world.run();
+    world.kill_client(1);
+    let query = world.query(0);
+    assert!(world.answered(0, query), "nobody else is there: the backup's echo serves");
+}
+
+/// Where one domain may be missing, one was, and an operator had excluded another: the recovery concluded on its own,
+/// without what only the two of them had.
+#[test]
+fn who_is_excluded_is_one_of_the_f() {
+    let (state, mut recovery) = covered_roll_call();
+    recovery.report(Time(0), A, report(vec![], 0)).unwrap();
+    recovery.gone(C, Conn(3));
+    recovery.exclude(LIAR);
+    let later = Time(10_000_000);
+    assert_eq!(recovery.evaluate(later, &state), Next::Wait);
+    recovery.resolve(GapPolicy::Stop);
+    let Next::Conclude(plan) = recovery.evaluate(later, &state) else { panic!("{:?}", recovery.status()) };
+    assert_eq!((plan.missing, plan.excluded), (vec![C], vec![LIAR]));
+}
+
+/// A client came back with a part of its cache. What it had been answered, and another client had seen, nobody had a
+/// header of but the holder of a share, which was not looked into: with everybody there, who had seen it was accused.
+#[test]
+fn what_only_a_share_knows_accuses_nobody() {
+    let (state, mut recovery) = covered_roll_call();
+    let (item, share) = copy_at(C, command(5, b"true"), b"true");
+    recovery.report(Time(0), A, report(vec![], 0)).unwrap();
+    recovery.report(Time(0), LIAR, report(vec![], 5)).unwrap();
+    recovery.report(Time(0), C, report(vec![item], 0)).unwrap();
+    assert_eq!(recovery.evaluate(Time(1), &state), Next::Wait);
+    let pulls = recovery.pulls();
+    assert_eq!(pulls, [(Conn(3), vec![], vec![9])]);
+    let payloads = Payloads { epoch: Epoch::ZERO, items: Vec::new(), shares: vec![share] };
+    recovery.payloads(Time(1), C, payloads).unwrap();
+    let Next::Conclude(plan) = recovery.evaluate(Time(2), &state) else { panic!("{:?}", recovery.status()) };
+    assert_eq!((plan.entries[0].payload.clone(), plan.policy), (Bytes::from_static(b"true"), None));
+}
+
+/// A client's entry may be stable and held all the same, as others are decoded with its help. Its tag had lost its time
+/// then: where a node that is not in sync is promoted by force, its report contradicted the shares of everybody else.
+#[test]
+fn a_tag_of_what_is_stable_has_its_time() {
+    let mut world = World::serving(3, covered);
+    world.cut_link();
+    let stripe = [0, 1].map(|client| {
+        let request = world.clients[client].core.write(Bytes::from_static(b"x"), Level::Stable).unwrap();
+        world.step_client(client, ClientInput::Flush);
+        while let Some((at, input)) = world.to_clients.pop_front() {
+            world.step_client(at, input);
+        }
+        request
+    });
+    world.run();
+    // The backup gets the first of the two.
+    let lsn = |world: &World, at: usize| world.clients[at].core.image().commands[&stripe[at]].tag.unwrap().lsn;
+    let (first, second) = (lsn(&world, 0), lsn(&world, 1));
+    assert_eq!(first.next(), second);
+    world.nodes[1].stalled = true;
+    world.connect_link();
+    world.run();
+    world.to_nodes.push_back((1, Input::Persisted(first)));
+    world.run();
+    assert_eq!(world.primary(0).watermarks().stable(), first);
+    assert!(world.acknowledged(0, stripe[0]) && !world.acknowledged(1, stripe[1]));
+    let tag = world.clients[0].core.image().commands[&stripe[0]].tag.unwrap();
+    assert_eq!(tag.hold_until, Some(second));
+    let at = usize::try_from(first.0 - 1).unwrap();
+    assert_eq!(tag.time, world.nodes[0].log[at].entry.header.time);
+}
+
+/// A client whose stream broke missed the word that its entry is not needed any more for others' sake, and its next
+/// stream began as if it had been told: nothing released the entry, and its flush waited for ever.
+#[test]
+fn a_resumed_stream_says_what_is_settled() {
+    let mut world = World::serving(4, |domain| PrimarySettings { lowest: Level::Tagged, ..covered(domain) });
+    world.cut_link();
+    let a = world.write(0, "a", Level::Tagged);
+    assert!(world.acknowledged(0, a));
+    let tag = world.clients[0].core.image().commands[&a].tag.unwrap();
+    assert_eq!(tag.hold_until, None, "others may still come into its stripe");
+    world.cut_client(0);
+    world.run();
+    world.connect_link();
+    world.run();
+    world.connect(0, 0);
+    let token = world.clients[0].core.flush();
+    world.run();
+    assert_eq!(world.clients[0].flushed, [token]);
+}
+
+/// A query that came while too few domains stood waited for the backup's echo alone, though others came.
+#[test]
+fn a_query_is_answered_when_others_come_back() {
+    let mut world = World::serving(2, |domain| PrimarySettings { suspend_after_us: 3_600_000_000, ..covered(domain) });
+    world.cut_client(1);
+    world.run();
+    world.cut_link();
+    let query = world.query(0);
+    assert!(!world.answered(0, query));
+    world.connect(1, 0);
+    world.run();
+    assert!(world.answered(0, query));
+}
+
+/// In a stripe as wide as there are domains for, a row whose holder left could go to nobody, for everybody else was an
+/// owner: with enough domains there its members waited for the backup, and so did everything after them.
+#[test]
+fn a_row_that_nobody_can_keep_is_made_good_by_copies() {
+    let mut world = World::serving(4, covered);
+    world.cut_link();
+    // All of them are on their way at once, and go into one stripe.
+    let writes = [0, 1, 2].map(|client| {
+        let request = world.clients[client].core.write(Bytes::from_static(b"x"), Level::Covered).unwrap();
+        world.step_client(client, ClientInput::Flush);
+        while let Some((at, input)) = world.to_clients.pop_front() {
+            world.step_client(at, input);
+        }
+        request
+    });
+    while let Some((at, input)) = world.to_nodes.pop_front() {
+        world.step_node(at, input);
+    }
+    world.step_node(0, Input::Flush);
+    // It is executed, and the row given to the fourth, when that one goes.
+    let (at, input) = world.to_nodes.pop_front().unwrap();
+    world.step_node(at, input);
+    assert_eq!(world.primary(0).watermarks().head(), Lsn(9));
+    world.kill_client(3);
+    for (client, request) in writes.into_iter().enumerate() {
+        assert!(world.acknowledged(client, request), "client {client}");
+    }
+    assert!(!world.primary(0).status(world.now).short);
+}
+
+/// An attach for another session on a stream that has one is refused. The other one had lost its own stream by then, and
+/// nobody noted that it was gone: it held shares that it was never given, and was never suspended.
+#[test]
+fn a_refused_attach_takes_nobodys_stream() {
+    let mut alone = Alone::new();
+    alone.attach(Conn(1), 100, 1);
+    alone.attach(Conn(2), 101, 1);
+    alone.ask(Conn(2), 100, 1);
+    assert!(alone.was_refused(Conn(2)) && !alone.was_refused(Conn(1)));
 }

@@ -220,7 +220,9 @@ impl CacheImage {
             }
             CacheOp::Superseded(request) => self.forget(*request),
             CacheOp::Headers(headers) => {
-                for header in headers {
+                // A primary that goes on in its reign may know a lower checkpoint than it once told.
+                let (epoch, stable) = self.stable;
+                for header in headers.iter().filter(|header| header.epoch != epoch || header.lsn > stable) {
                     if self.headers.insert((header.epoch, header.lsn), header.clone()).is_none() {
                         self.bytes += HEADER_COST;
                     }

@@ -358,6 +358,14 @@ impl TaggedClientBuilder {
             None => None,
         };
         let known = image.identity.take();
+        if let Some(known) = known.as_ref().filter(|known| image.welcomed && known.domain != domain) {
+            let why = format!(
+                "the session in this cache was opened in failure domain {:?}, not {domain:?}: give that one, or move with a \
+                 new cache once this session is closed",
+                known.domain
+            );
+            return Err(Error::new(Code::InvalidArgument, why));
+        }
         let identity = Identity {
             client: known.as_ref().map_or_else(|| random_u128().map(ClientId), |known| Ok(known.client))?,
             cluster: known.as_ref().and_then(|known| known.cluster),

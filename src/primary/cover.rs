@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Phase, Primary, PrimarySettings, Privacy};
+use super::{Phase, Primary, PrimarySettings, Privacy, Reading};
 use crate::log::{ClientId, Level, Lsn, Time};
 use crate::message::Attach;
 use crate::node::{NodeEvent, Output};
@@ -14,7 +14,7 @@ use crate::share::window::Window;
 use crate::share::{Mode, Share};
 
 /// Echoes that did not come are asked for again after this, in microseconds.
-const ECHO_AGAIN_US: u64 = 10_000;
+const ECHO_AGAIN_US: u64 = 50_000;
 
 /// The shares of a reign, where there are any.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -80,7 +80,7 @@ impl Primary {
         let window = settings.f == 0 && self.settings.window_percent > 0;
         let now = now.max(self.state.time());
         self.sharing = Some(Sharing {
-            cover: Cover::new(settings, self.epoch, &self.settings.domain, next, now),
+            cover: Cover::new(settings, self.epoch, &self.settings.domain, self.water.stable(), next, now),
             window: window.then(|| Window::new(self.settings.window_percent)),
             next,
             changed: false,
@@ -170,6 +170,8 @@ impl Primary {
     pub(super) fn join_cover(&mut self, attach: &Attach) {
         let Attach { client, incarnation, share_bytes, from, .. } = *attach;
         let Some(domain) = self.state.session(client).map(|session| session.info.domain.clone()) else { return };
+        // One that moved is on the roster under its old domain, which says nothing any more of what it fails with.
+        let domain = if attach.domain == domain { domain } else { self.settings.domain.clone() };
         if let Some(sharing) = &mut self.sharing {
             sharing.cover.join(client, incarnation, &domain, share_bytes, from);
             sharing.changed = true;
@@ -254,7 +256,7 @@ impl Primary {
     fn ask_rounds(&mut self, now: Time) {
         let f = usize::from(self.state.start().f);
         let Some(sharing) = &mut self.sharing else { return };
-        let waits = sharing.round > 0 && self.reads.iter().any(|reading| reading.round > 0);
+        let waits = sharing.round > 0 && self.reads.iter().any(Reading::waits_for_others);
         let again = waits && now >= sharing.asked.after(ECHO_AGAIN_US);
         if !sharing.wanted && !again {
             return;
@@ -268,7 +270,7 @@ impl Primary {
         let around = self.attached.range(after).chain(self.attached.range(..=sharing.cursor));
         let mut domains = BTreeSet::new();
         for (client, conn) in around {
-            let Some(domain) = sharing.cover.domain_of(*client) else { continue };
+            let Some(domain) = sharing.cover.lasting_domain_of(*client) else { continue };
             let Some(live) = self.streams.get_mut(conn).and_then(|stream| stream.live.as_mut()) else { continue };
             if domains.contains(domain) && !again {
                 continue;
@@ -287,7 +289,7 @@ impl Primary {
     /// When echoes are asked for again.
     pub(super) fn cover_timeout(&self) -> Option<Time> {
         let sharing = self.sharing.as_ref().filter(|_| matches!(self.phase, Phase::Open | Phase::Stopping))?;
-        let waits = sharing.round > 0 && self.reads.iter().any(|reading| reading.round > 0);
+        let waits = sharing.round > 0 && self.reads.iter().any(Reading::waits_for_others);
         let again = waits.then(|| sharing.asked.after(ECHO_AGAIN_US));
         sharing.cover.next_timeout().into_iter().chain(again).min()
     }
@@ -301,7 +303,8 @@ impl Primary {
         let mut best: std::collections::BTreeMap<&Domain, u64> = std::collections::BTreeMap::new();
         for (client, conn) in &self.attached {
             let live = self.streams.get(conn).and_then(|stream| stream.live.as_ref());
-            let domain = sharing.cover.domain_of(*client).filter(|domain| Some(*domain) != own);
+            // Not of a session that is about to end: whoever takes over may know it off the roster.
+            let domain = sharing.cover.lasting_domain_of(*client).filter(|domain| Some(*domain) != own);
             if let (Some(live), Some(domain)) = (live, domain) {
                 let echoed = best.entry(domain).or_default();
                 *echoed = live.echoed.max(*echoed);

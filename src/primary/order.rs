@@ -53,6 +53,13 @@ pub(super) struct Reading {
     result: Bytes,
 }
 
+impl Reading {
+    /// Other sessions are asked for their echoes, as enough of them are there.
+    pub(super) fn waits_for_others(&self) -> bool {
+        self.round > 0 && self.echo == 0
+    }
+}
+
 /// A response that waits for a watermark.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Waiting {
@@ -377,9 +384,10 @@ impl Primary {
         else {
             return;
         };
-        let (mut echo, mut round) = (self.ask_echo(level), self.next_round());
+        let (mut echo, round) = (self.ask_echo(level), self.next_round());
         if round > 0 && self.lacks_echoes(client) {
-            (echo, round) = (self.next_echo(), 0);
+            // The backup's serves as well, whichever comes first.
+            echo = self.next_echo();
         }
         if echo == 0 && round == 0 && self.is_met(level, lsn) {
             self.answer_query(conn, id, lsn, result);
@@ -461,11 +469,11 @@ impl Primary {
             let round = reading.round;
             if round > 0 && *rounds.entry(client).or_insert_with(|| self.rounds_echoed(client)) >= round {
                 (reading.round, reading.echo) = (0, 0);
-            } else if round > 0 && reading.echo == 0 && self.lacks_echoes(client) {
-                // Those who were asked are gone: the backup can tell as well.
-                reading.echo = self.next_echo();
             } else if round > 0 && reading.echo > 0 && reading.echo <= echoed {
                 reading.round = 0;
+            } else if round > 0 && self.lacks_echoes(client) != (reading.echo > 0) {
+                // Those who were asked are gone: the backup can tell as well. Or others came, and are asked.
+                reading.echo = if reading.echo > 0 { 0 } else { self.next_echo() };
             }
             if !met || reading.echo > echoed || reading.round > 0 {
                 let past = reading.lsn > reached;

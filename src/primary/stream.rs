@@ -135,13 +135,13 @@ impl Primary {
             let why = format!("incarnation {} of this cache was replaced by {newest}", attach.incarnation);
             return Err(Error::new(Code::SessionReplaced, why));
         }
+        if self.client_of(conn).is_some_and(|before| before != client) {
+            return Err(Error::new(Code::Protocol, "a stream serves one session"));
+        }
         if old.is_some_and(|old| old != conn) {
             self.detach(client, out);
         }
         let stream = self.streams.get_mut(&conn).expect("greeted");
-        if stream.attach.as_ref().is_some_and(|before| before.client != client) {
-            return Err(Error::new(Code::Protocol, "a stream serves one session"));
-        }
         stream.live = None;
         stream.attach = Some(attach);
         self.writes.retain(|queued| queued.conn != conn);
@@ -311,9 +311,9 @@ impl Primary {
             ..Live::default()
         };
         if let Some(stream) = self.streams.get_mut(&conn) {
+            self.dirty.extend(live.tell.then_some(conn));
             stream.live = Some(live);
         }
-        self.dirty.insert(conn);
         let welcome = Welcome {
             epoch: self.epoch,
             stable,

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::{Bytes, BytesMut};
 
-use super::Recovery;
+use super::{Recovery, is_of};
 use crate::error::Error;
 use crate::log::{Body, ClientId, Digest, Entry, Header, Lsn, Record, Request};
 use crate::rule::{self, Rule};
@@ -139,10 +139,10 @@ impl Recovery {
     /// The payload of a command of somebody who reported it.
     fn reported(&self, header: &Header) -> Option<&Bytes> {
         let origin = header.origin?;
-        let (digest, payload) = self.payloads.get(&(origin.client, origin.request))?;
+        let reported = self.payloads.get(&(origin.client, origin.request)).filter(|it| is_of(it, header))?;
         let doubtful = self.reporters.get(&origin.client).is_some_and(|it| it.in_doubt.contains(&origin.request));
         // By client and request: an author that has no tag does not know the entry's place.
-        (*digest == header.digest && (!doubtful || rule::on(Rule::MembersByRequest))).then_some(payload)
+        (!doubtful || rule::on(Rule::MembersByRequest)).then_some(&reported.1)
     }
 
     fn decode_stripes(&mut self) -> Result<(), Error> {

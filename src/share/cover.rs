@@ -25,32 +25,20 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::body::{Member, Plain, segments};
+use super::body::{Member, segments};
 use super::{SEAL_COST, Share};
 use crate::log::{ClientId, Epoch, HEADER_COST, Header, Lsn, Time};
 use crate::rule::{self, Rule};
 
+mod counts;
+mod domain;
 mod session;
 mod stripe;
 
+pub use counts::CoverCounts;
+pub use domain::Domain;
 use session::Session;
-use stripe::{Open, Opened};
-
-/// A failure domain: what fails together.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Domain {
-    /// As declared.
-    Named(Arc<str>),
-    /// None was declared: the client fails alone.
-    Lone(ClientId),
-}
-
-impl Domain {
-    /// The domain of a client that declared `name`, which may be empty.
-    pub fn of(client: ClientId, name: &str) -> Self {
-        if name.is_empty() { Self::Lone(client) } else { Self::Named(name.into()) }
-    }
-}
+use stripe::{Open, Opened, encode};
 
 /// How coverage is to be had.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -102,25 +90,6 @@ struct Stripe {
     rows: Vec<Row>,
 }
 
-/// What coverage costs at the moment, for operators and benchmarks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
-pub struct CoverCounts {
-    /// Stripes sealed, copies counted in.
-    pub stripes: u64,
-    /// Their members.
-    pub members: u64,
-    /// Bytes of segments in stripes, copies not counted in.
-    pub segment_bytes: u64,
-    /// Bytes of symbols that ideal parity has: for each row, its members' mean.
-    pub ideal_bytes: u64,
-    /// Bytes of symbols, all rows.
-    pub symbol_bytes: u64,
-    /// Bytes of bodies pushed, repairs counted in.
-    pub pushed_bytes: u64,
-    /// Shares pushed.
-    pub pushed: u64,
-}
-
 /// The coverage of one reign's unstable entries.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Cover {
@@ -159,11 +128,12 @@ pub struct Cover {
 }
 
 impl Cover {
-    /// The coverage of the reign `epoch`, of entries from `next` on. What only clients of `own_domain` hold does not count.
+    /// The coverage of the reign `epoch`, of entries from `next` on; up to `stable`, which may lie below, everything is
+    /// stable. What only clients of `own_domain` hold does not count.
     ///
     /// Shares are numbered from the time in microseconds on: faster than a share a microsecond none are made, so that a
     /// process that goes on in the same reign never uses a number again.
-    pub fn new(settings: CoverSettings, epoch: Epoch, own_domain: &str, next: Lsn, now: Time) -> Self {
+    pub fn new(settings: CoverSettings, epoch: Epoch, own_domain: &str, stable: Lsn, next: Lsn, now: Time) -> Self {
         Self {
             settings,
             epoch,
@@ -172,8 +142,8 @@ impl Cover {
             domains: BTreeMap::new(),
             entries: VecDeque::new(),
             first: next,
-            stable: next.prev(),
-            covered: next.prev(),
+            stable,
+            covered: stable,
             open: Opened::default(),
             stripes: BTreeMap::new(),
             next_stripe: 0,
@@ -274,6 +244,12 @@ impl Cover {
     /// The declared domain of a standing session, if what it holds counts.
     pub fn domain_of(&self, client: ClientId) -> Option<&Domain> {
         self.sessions.get(&client).filter(|session| session.counts).map(|session| &session.domain)
+    }
+
+    /// The same, unless the session is about to end: then it may be off the roster already, where it counts.
+    pub fn lasting_domain_of(&self, client: ClientId) -> Option<&Domain> {
+        let session = self.sessions.get(&client).filter(|session| session.counts && !session.leaving);
+        session.map(|session| &session.domain)
     }
 
     /// What is to be written to whose stream, in order of the shares' numbers.
@@ -448,7 +424,19 @@ impl Cover {
         let after = self.sessions.range((Bound::Excluded(self.cursor), Bound::Unbounded));
         let mut around = after.chain(self.sessions.range(..=self.cursor));
         let Some(client) = around.find(|(_, session)| fits(session)).map(|(client, _)| *client) else {
-            self.unplaced.insert((id, at));
+            // Where others are there, but all of them are owners or have a row already, no wait for the next one to come
+            // is needed: each member is copied.
+            let crowded = !stripe.owners.is_empty() && self.domains.keys().all(|domain| taken.contains(&domain));
+            if crowded && self.domains.len() > usize::from(self.settings.f) {
+                self.unplaced.remove(&(id, at));
+                for lsn in stripe.members.clone() {
+                    if lsn > self.stable && self.entry(lsn).is_some_and(|entry| entry.copies.is_empty()) {
+                        self.copy(lsn);
+                    }
+                }
+            } else {
+                self.unplaced.insert((id, at));
+            }
             return;
         };
         self.cursor = client;
@@ -629,10 +617,4 @@ impl Stripe {
         let confirmed = |row: &Row| row.holder.is_some() && (row.confirmed || !rule::on(Rule::CoverConfirmed));
         self.rows.iter().all(confirmed)
     }
-}
-
-fn encode(row: u8, members: Vec<Member>, symbol: Bytes) -> Bytes {
-    let mut body = Vec::with_capacity(symbol.len() + 48 * members.len() + 8);
-    Plain::Stripe { row, members, symbol }.encode(&mut body);
-    body.into()
 }

@@ -6,7 +6,11 @@
 
 #![allow(clippy::unwrap_used, unreachable_pub)]
 
+mod bodies;
+mod figures;
 mod oracle;
+mod scenarios;
+mod windows;
 mod world;
 
 use oracle::{Looked, Violation};

@@ -192,7 +192,7 @@ impl World {
     pub fn new(plan: &Plan) -> Self {
         let settings = plan.settings.clone();
         let now = Time(1_000_000);
-        let cover = Cover::new(settings.clone(), EPOCH, HERE, Lsn(1), now);
+        let cover = Cover::new(settings.clone(), EPOCH, HERE, Lsn(0), Lsn(1), now);
         let clients = plan.sites.iter().zip(1u128..).map(|(site, n)| Client {
             id: ClientId(n),
             domain: Domain::of(ClientId(n), site.domain),

@@ -34,12 +34,20 @@ impl Oracle {
         let last = self.reigns.iter().next_back();
         let head = last.map_or((Epoch::ZERO, Lsn(0)), |(epoch, reign)| (*epoch, Lsn(reign.log.len() as u64)));
         let noticed = session.is_none().then_some(now);
+        self.views[at].torn |= torn;
         self.damages.insert(at, Damage { session, noticed, head, torn });
     }
 
     /// A node has heard that a stream is gone.
     pub fn on_noticed(&mut self, stream: u64, now: u64) {
         for damage in self.damages.values_mut().filter(|damage| damage.session == Some(stream)) {
+            damage.noticed.get_or_insert(now);
+        }
+    }
+
+    /// A session is welcomed on a cache that was opened anew.
+    pub fn on_welcomed(&mut self, at: usize, now: u64) {
+        if let Some(damage) = self.damages.get_mut(&at) {
             damage.noticed.get_or_insert(now);
         }
     }
@@ -109,7 +117,7 @@ impl Oracle {
             let left = (0..clients.len())
                 .filter(|at| !gone.contains(self.views[*at].domain.as_str()) && clients[*at].is_live());
             let caches = left.map(|at| (clients[at].id, clients[at].image()));
-            let survivors = Survivors::new(frame.epoch, &reign.log, base, caches);
+            let survivors = Survivors::new(frame.epoch, reign, base, caches);
             let lost = (base.0 + 1..=upto.0).map(Lsn).find(|lsn| !survivors.supplies(*lsn, true));
             if let Some(lsn) = lost {
                 let header =
@@ -144,6 +152,7 @@ impl Oracle {
             self.violate("I10", what);
             return;
         }
+        let alone = silent && !missing.is_empty();
         if self.forced {
             return;
         }
@@ -154,7 +163,7 @@ impl Oracle {
         let heard: Vec<ClientId> = roster(&reign.log[..base]).into_iter().filter(|client| !absent(client)).collect();
         let caches = heard.iter().map(|client| (*client, self.cache(clients, Self::at(*client))));
         let unsure = caches.clone().any(|(_, image)| image.reported > epoch);
-        let survivors = Survivors::new(report.previous, &old.log, report.base, caches);
+        let survivors = Survivors::new(report.previous, old, report.base, caches);
         let everyone = report.missing.is_empty() && report.excluded.is_empty();
         let mut walk = survivors.walk(false);
         if !everyone || !walk.gaps.is_empty() {
@@ -202,9 +211,11 @@ impl Oracle {
                 }
             }
         }
-        // More is lost than anybody promised, and nobody is missing: caches that came back without their end.
         let beyond = silent && lost.len() > f;
-        self.policies += usize::from(beyond);
+        if let Some(reign) = self.reigns.get_mut(&epoch).filter(|_| beyond) {
+            reign.beyond = true;
+        }
+        self.alone += u64::from(alone);
         if let Some((invariant, wrong)) = wrong.filter(|_| !beyond) {
             self.violate(invariant, wrong);
         }
@@ -223,7 +234,8 @@ impl Oracle {
             _ => None,
         });
         let roster = roster(log);
-        let gone = roster.iter().map(|client| Self::at(*client)).filter(|at| !clients[*at].is_live());
+        let torn = |at: &usize| self.damages.get(at).is_some_and(|damage| damage.torn);
+        let gone = roster.iter().map(|client| Self::at(*client)).filter(|at| !clients[*at].is_live() || torn(at));
         !self.forced && f.is_some_and(|f| f > 0 && self.domains_of(gone).len() <= f)
     }
 

@@ -204,8 +204,17 @@ impl World {
         }
         let long = self.dice.between(50_000, 400_000);
         self.block(At::Node(old), At::Node(new), long);
+        // Where a recovery may do without some domains, often no more than these see the old primary.
+        let most =
+            if self.plan.primary.lowest == Level::Covered && self.dice.percent(70) { self.plan.primary.f } else { 255 };
+        let mut stay: BTreeSet<String> = BTreeSet::new();
         for client in 0..self.clients.len() {
-            let unseen = self.dice.pick(&[old, new]);
+            let domain = self.clients[client].failure_domain();
+            let may_stay = stay.contains(&domain) || stay.len() < usize::from(most);
+            let unseen = self.dice.pick(&[old, if may_stay { new } else { old }]);
+            if unseen == new {
+                stay.insert(domain);
+            }
             self.block(At::Client(client), At::Node(unseen), long);
         }
         let policy = self.plan.policy;
@@ -385,8 +394,13 @@ impl World {
         let since = *self.waiting_since.get_or_insert(self.now);
         let long = self.now - since;
         if self.oracle.concludes_alone(&self.nodes[sovereign], &self.clients) {
-            let healthy = self.healing_since.map_or(0, |healing| self.now - since.max(healing));
-            if healthy > 4_000_000 {
+            let (heard, bytes, shares) = (recovery.reported, recovery.pulled_bytes, recovery.pulled_shares);
+            if self.progress.0 != heard || self.progress.1 != bytes || self.progress.2 != shares {
+                self.progress = (heard, bytes, shares, self.now);
+            }
+            let begun = since.max(self.progress.3);
+            let healthy = self.healing_since.map_or(0, |healing| self.now - begun.max(healing));
+            if healthy > 2_000_000 {
                 self.oracle.violate("liveness", format!("the recovery should do without an operator: {recovery:?}"));
             }
             return;

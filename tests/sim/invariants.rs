@@ -102,10 +102,11 @@ impl Oracle {
         }
         reign.opened = Some(now);
         // A reign that was concluded and crashed before it opened decided for those after it.
-        let (mut decided, mut start) = (report.policy.is_some() || !report.excluded.is_empty(), start);
+        let is_decided = |report: &EpochStart| report.policy.is_some() || !report.excluded.is_empty();
+        let (mut decided, mut start) = (reign.beyond || is_decided(report), start);
         let mut before = report.previous;
         while let Some(reign) = self.reigns.get(&before).filter(|reign| reign.opened.is_none()) {
-            decided |= reign.report.policy.is_some() || !reign.report.excluded.is_empty();
+            decided |= reign.beyond || is_decided(&reign.report);
             start = start.min(reign.start);
             before = reign.report.previous;
         }
@@ -550,7 +551,7 @@ impl Oracle {
         let excused = self.policies > 0 || self.forced || seen.level == Level::Local;
         if !excused {
             self.violate("I8", format!("{what}, which is not what the log says"));
-        } else if clients[seen.client].is_live() && !self.is_told(clients, seen.client, None, seen.epoch) {
+        } else if clients[seen.client].is_live() && !self.views[seen.client].torn && !self.is_told(clients, seen.client, None, seen.epoch) {
             self.violate("I10", format!("{what}, which did not survive, and was not told"));
         }
     }

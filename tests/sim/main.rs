@@ -42,6 +42,8 @@ struct Outcome {
     violation: Option<(&'static str, String)>,
     steps: u64,
     hopeless: bool,
+    alone: u64,
+    decoded: u64,
 }
 
 fn quiet_panics() {
@@ -64,12 +66,19 @@ fn run(seed: u64, off: Option<Rule>, bias: Option<Rule>, trace: bool) -> Outcome
     let done = catch_unwind(AssertUnwindSafe(|| {
         let mut world = World::new(seed, bias, trace);
         world.run();
-        Outcome { violation: world.oracle.violation.take(), steps: world.steps, hopeless: world.hopeless }
+        let (alone, decoded) = (world.oracle.alone, world.oracle.decoded);
+        Outcome {
+            violation: world.oracle.violation.take(),
+            steps: world.steps,
+            hopeless: world.hopeless,
+            alone,
+            decoded,
+        }
     }));
     rule::switch_off(None);
     done.unwrap_or_else(|_| {
         let why = PANIC.with(|panic| panic.borrow().clone());
-        Outcome { violation: Some(("assertion", why)), steps: 0, hopeless: false }
+        Outcome { violation: Some(("assertion", why)), steps: 0, hopeless: false, alone: 0, decoded: 0 }
     })
 }
 
@@ -170,13 +179,17 @@ fn survey() {
     quiet_panics();
     let mut kinds: std::collections::BTreeMap<String, (u64, u64, String)> = std::collections::BTreeMap::new();
     let work = move || {
+        let (mut alone, mut decoded) = (0, 0);
         for seed in from..to {
-            if let Some((invariant, what)) = run(seed, off, bias, false).violation {
+            let outcome = run(seed, off, bias, false);
+            (alone, decoded) = (alone + outcome.alone, decoded + outcome.decoded);
+            if let Some((invariant, what)) = outcome.violation {
                 let words = what.chars().filter(|c| !c.is_ascii_digit()).take(60).collect::<String>();
                 let kind = kinds.entry(format!("{invariant}: {words}")).or_insert((0, seed, what));
                 kind.0 += 1;
             }
         }
+        println!("{alone} recoveries did without somebody, {decoded} entries came from shares");
         let mut kinds: Vec<_> = kinds.into_values().collect();
         kinds.sort_by_key(|(count, _, _)| std::cmp::Reverse(*count));
         for (count, seed, what) in kinds {

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 use tagalong::client::{CacheImage, Command};
 use tagalong::error::{Code, Error, Result};
-use tagalong::log::{Body, Epoch, EpochStart, Level, Lsn, Record, Request, Tag};
+use tagalong::log::{Body, ClientId, Epoch, EpochStart, Level, Lsn, Record, Request, Tag};
 use tagalong::message::Outcome;
 use tagalong::node::RecoveryPolicy;
 use tagalong::primary::PrimarySettings;
@@ -20,10 +20,14 @@ use crate::node::Node;
 pub struct ReignLog {
     pub node: usize,
     pub log: Vec<Record>,
+    /// Where each command of this reign is.
+    pub places: BTreeMap<(ClientId, Request), Lsn>,
     pub start: Lsn,
     /// Where its primary, which logs before it sends, last went on.
     pub resumed: Lsn,
     pub report: EpochStart,
+    /// More was lost than anybody promised, and nobody was missing: the caches of some had lost their end.
+    pub beyond: bool,
     pub opened: Option<u64>,
 }
 
@@ -83,6 +87,8 @@ pub struct ClientView {
     /// What its cache was when it died.
     pub died_image: Option<CacheImage>,
     pub failed: bool,
+    /// Its cache lost its end, at some time.
+    pub torn: bool,
     /// Acknowledged, held, superseded: to be returned to the application.
     pub owed: BTreeSet<Request>,
 }
@@ -108,6 +114,9 @@ pub struct Oracle {
     /// Those whose loss had been made good when the last primary was lost.
     pub repaired: BTreeSet<usize>,
     pub sampled: u64,
+    /// Recoveries that concluded by themselves without somebody, and entries that shares supplied.
+    pub alone: u64,
+    pub decoded: u64,
 }
 
 impl Oracle {
@@ -127,6 +136,8 @@ impl Oracle {
             damages: BTreeMap::new(),
             repaired: BTreeSet::new(),
             sampled: 0,
+            alone: 0,
+            decoded: 0,
         }
     }
 
@@ -175,7 +186,8 @@ impl Oracle {
             log.extend(records.iter().cloned());
             let Body::EpochStart(report) = &last.entry.header.body else { unreachable!() };
             let report = (**report).clone();
-            let reign = ReignLog { node: at, log, start: last.lsn(), resumed: last.lsn(), report, opened: None };
+            let (start, places) = (last.lsn(), BTreeMap::new());
+            let reign = ReignLog { node: at, log, places, start, resumed: start, report, beyond: false, opened: None };
             self.check_rebuilt(epoch, &reign);
             self.reigns.insert(epoch, reign);
             self.check_recovered(nodes, clients, at, epoch);
@@ -189,6 +201,8 @@ impl Oracle {
                 self.violate("I1", why);
                 return;
             }
+            let origin = record.entry.header.origin.filter(|_| record.entry.header.body == Body::Command);
+            reign.places.extend(origin.map(|origin| ((origin.client, origin.request), record.lsn())));
             reign.log.push(record.clone());
         }
         self.check_suspends(nodes, at, records);
@@ -198,6 +212,7 @@ impl Oracle {
     pub fn reign_goes_on(&mut self, epoch: Epoch, end: usize) {
         if let Some(reign) = self.reigns.get_mut(&epoch) {
             reign.log.truncate(end);
+            reign.places.retain(|_, lsn| lsn.0 <= end as u64);
             reign.resumed = Lsn(end as u64);
         }
     }
@@ -279,11 +294,10 @@ impl Oracle {
         if client.persistent {
             return;
         }
-        let Some(core) = &client.core else { return };
-        let image = core.image();
+        let image = client.core.as_ref().map_or(&client.stored, |core| core.image());
         let held = self.places(image);
         let at = usize::try_from(client.id.0 - 100).expect("small");
-        self.views[at].died_with = held;
+        self.views[at].died_with.extend(held);
         self.views[at].died_image = Some(image.clone());
     }
 

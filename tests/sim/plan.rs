@@ -235,6 +235,24 @@ impl Plan {
         plan
     }
 
+    /// A service that covers what is written, with enough clients, and a delta that is never empty.
+    fn cover(&mut self, dice: &mut Dice) {
+        let primary = &mut self.primary;
+        (primary.lowest, primary.f, primary.privacy) = (Level::Covered, 1, Privacy::Open);
+        (primary.log_before_send, primary.reply_after_log, primary.require_backup) = (false, false, false);
+        (primary.delta_bytes_max, primary.window, primary.window_bytes) = (1 << 20, 64, 1 << 16);
+        (primary.suspend_after_us, primary.expire_after_us, primary.custody_bytes_max) = (1_000_000, 0, 64 << 20);
+        (primary.replication_window_bytes, primary.pull_credit_bytes) = (1 << 20, 1 << 20);
+        (primary.stripe_members, primary.stripe_wait_us) = (dice.pick(&[2, 4, 8]), dice.pick(&[0, 500, 5_000]));
+        (self.policy, primary.policy) = (RecoveryPolicy::Wait, RecoveryPolicy::Wait);
+        (self.client.cache_bytes_max, self.client.share_bytes_max) = (1 << 20, 1 << 19);
+        (self.clients, self.racks, self.near, self.roomless) = (5, 0, 0, 0);
+        (self.readers, self.holders, self.stable_writes, self.odd_calls) = (0, 0, 0, 0);
+        (self.calls, self.think_us, self.fault_every) = (200, 1_000, 15_000);
+        (self.wan_us, self.calm_until, self.heal_at) = ((8_000, 16_000), 150_000, 400_000);
+        self.backup_at = Some(0);
+    }
+
     /// Leans towards the schedules in which a missing rule shows.
     fn lean(&mut self, rule: Rule, dice: &mut Dice) {
         let short = |gaps| RecoveryPolicy::Conclude { gaps, soft_us: 15_000, hard_us: 40_000 };
@@ -247,6 +265,39 @@ impl Plan {
                 (self.queries, self.clients, self.calls, self.think_us) = (85, 5, 100, 4_000);
                 self.odd_calls = 0;
                 (self.lan_us, self.wan_us) = ((50, 100), (50, 500));
+            }
+            Rule::MembersByRequest => {
+                self.cover(dice);
+                self.faults = vec![Fault::LosePrimaryAndClients];
+                self.lan_us = (50, 3_000);
+            }
+            Rule::CoverEcho => {
+                self.cover(dice);
+                self.faults = vec![Fault::Split];
+                (self.queries, self.calls, self.think_us) = (85, 100, 2_000);
+                self.covered_writes = 0;
+                (self.lan_us, self.wan_us) = ((50, 100), (50, 500));
+            }
+            Rule::Custody => {
+                self.cover(dice);
+                self.faults = vec![Fault::LoseClients, Fault::LosePrimaryAndClients, Fault::LosePrimaryAndClients];
+                (self.clients, self.fault_every) = (7, 25_000);
+                self.lan_us = (50, 100);
+                (self.disk_us, self.store_us, self.machine_us, self.flush_us) = ((10, 100), 5, (1, 10), 1);
+            }
+            Rule::ConfirmByIncarnation => {
+                self.cover(dice);
+                self.faults = vec![Fault::Reboot, Fault::Reboot, Fault::LosePrimaryAndClients];
+                self.persistent = 100;
+                self.lan_us = (50, 100);
+                (self.disk_us, self.store_us, self.machine_us, self.flush_us) = ((10, 100), 5, (1, 10), 1);
+            }
+            Rule::HoldersDrained => {
+                self.cover(dice);
+                self.faults = vec![Fault::EndSession, Fault::EndSession, Fault::Break, Fault::LosePrimaryAndClients];
+                (self.primary.suspend_after_us, self.clients, self.fault_every) = (5_000, 7, 8_000);
+                (self.primary.stripe_members, self.primary.stripe_wait_us) = (8, 30_000);
+                (self.lan_us, self.wan_us) = ((50, 100), (500, 1_000));
             }
             Rule::UnknownEpochSuperseded => {
                 self.faults = vec![Fault::CrashPrimary, Fault::LosePrimary, Fault::CutLink];

@@ -4,16 +4,17 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use tagalong::client::CacheImage;
-use tagalong::log::{Body, ClientId, Entry, Epoch, Lsn, Record, Request};
+use tagalong::log::{Body, ClientId, Entry, Epoch, Lsn, Record};
 use tagalong::share::body::{Plain, decode_symbol, encode_symbol, segment_range, segments};
 
 use crate::algebra::{Row, solve};
+use crate::oracle::ReignLog;
 
 /// A segment of an entry, or the whole of it as a window has it.
 type Column = (Lsn, u32);
 const WHOLE: u32 = u32::MAX;
 
-/// What is known of the log `truth` above `base` to those whose caches are given.
+/// What is known of a reign's log above `base` to those whose caches are given.
 pub struct Survivors<'a> {
     truth: &'a [Record],
     base: Lsn,
@@ -38,12 +39,12 @@ pub struct Walk {
 impl<'a> Survivors<'a> {
     pub fn new<'i>(
         epoch: Epoch,
-        truth: &'a [Record],
+        reign: &'a ReignLog,
         base: Lsn,
         caches: impl Iterator<Item = (ClientId, &'i CacheImage)> + Clone,
     ) -> Self {
         let mut survivors = Self {
-            truth,
+            truth: &reign.log,
             base,
             observed: base,
             headers: BTreeSet::new(),
@@ -51,11 +52,6 @@ impl<'a> Survivors<'a> {
             decoded: BTreeSet::new(),
             placed: BTreeSet::new(),
         };
-        let commands = truth.iter().map(|record| &record.entry.header).filter(|header| header.body == Body::Command);
-        let ours =
-            commands.filter(|header| header.epoch == epoch).filter_map(|header| Some((header.origin?, header.lsn)));
-        let places: BTreeMap<(ClientId, Request), Lsn> =
-            ours.map(|(origin, lsn)| ((origin.client, origin.request), lsn)).collect();
         for (client, image) in caches.clone() {
             if image.observed.0 == epoch {
                 survivors.observed = survivors.observed.max(image.observed.1);
@@ -65,7 +61,7 @@ impl<'a> Survivors<'a> {
             for (request, command) in &image.commands {
                 let tag = command.tag.filter(|tag| tag.epoch == epoch);
                 survivors.headers.extend(tag.map(|tag| tag.lsn));
-                survivors.payloads.extend(places.get(&(client, *request)));
+                survivors.payloads.extend(reign.places.get(&(client, *request)));
             }
         }
         let shares = caches.flat_map(|(_, image)| image.shares.values()).filter(|share| share.epoch == epoch);

@@ -65,6 +65,10 @@ pub struct World {
     /// When something last happened that takes time to be repaired.
     pub troubled_at: u64,
     pub healing_since: Option<u64>,
+    /// How far the recovery is, and since when.
+    pub progress: (usize, u64, u64, u64),
+    /// Clients start again soon, before everybody has noticed that they were gone.
+    quick: bool,
 }
 
 /// Virtual time the healing may take.
@@ -104,6 +108,8 @@ impl World {
             steps: 0,
             troubled_at: 0,
             healing_since: None,
+            progress: (0, 0, 0, 0),
+            quick: false,
         };
         world.add_node(true, None);
         if let Some(at) = world.plan.backup_at {
@@ -325,6 +331,9 @@ impl World {
                     let client = self.streams.get(&conn.0).map(|stream| stream.ends[0].at);
                     let client = client.and_then(|at| if let At::Client(client) = at { Some(client) } else { None });
                     self.oracle.on_sent_to_client(&self.nodes, &self.clients, at, client, &message);
+                    if let (Some(client), NodeMessage::Welcome(_)) = (client, &message) {
+                        self.oracle.on_welcomed(client, self.now);
+                    }
                     self.send(conn.0, At::Node(at), Parcel::FromNode(message));
                 }
                 Output::ToBackup(conn, message) => {
@@ -387,6 +396,7 @@ impl World {
             NodeEvent::Opened { report, epoch, start } => {
                 self.oracle.on_opened(&self.clients, at, epoch, start, &report, self.now);
             }
+            NodeEvent::Decoded { entries, .. } => self.oracle.decoded += entries,
             NodeEvent::Stopped(_) => self.nodes[at].stopped = true,
             NodeEvent::Refused(error) => self.on_backup_refused(at, &error),
             NodeEvent::Diverged(lsn) => {
@@ -584,7 +594,8 @@ impl World {
     fn cut_all(&mut self, at: At) {
         let ids: Vec<u64> = self.streams.iter().filter(|(_, stream)| stream.has(at)).map(|(id, _)| *id).collect();
         for id in ids {
-            let late = self.dice.percent(20).then(|| self.dice.between(10_000, 300_000));
+            let often = if self.quick { 70 } else { 20 };
+            let late = self.dice.percent(often).then(|| self.dice.between(10_000, 300_000));
             let side = usize::from(self.streams[&id].ends[0].at == at);
             self.break_stream(id, late.map(|by| (side, by)));
             if let Some(stream) = self.streams.get_mut(&id) {
@@ -753,6 +764,7 @@ impl World {
         self.note(format!("client {at} dies{}", if self.clients[at].lost { " for good" } else { "" }));
         self.cut_all(At::Client(at));
         let delay = self.dice.between(1_000, 300_000);
+        let delay = if self.quick { delay % 5_000 } else { delay };
         if self.clients[at].lost {
             self.replace_client(at);
         } else {
@@ -766,7 +778,9 @@ impl World {
             return;
         }
         let session = self.clients[at].session;
+        self.quick = self.dice.percent(70);
         self.crash_client(at);
+        self.quick = false;
         let before = self.oracle.places(&self.clients[at].stored);
         self.clients[at].tear(&mut self.dice);
         let after = self.oracle.places(&self.clients[at].stored);
@@ -789,6 +803,7 @@ impl World {
             self.crash_client(at);
         } else {
             self.note(format!("the cache of client {at} is lost"));
+            self.oracle.on_client_crash(&self.clients[at]);
             self.oracle.on_damage(at, None, false, self.now);
             self.clients[at].lost = true;
             self.replace_client(at);

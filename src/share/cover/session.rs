@@ -135,12 +135,15 @@ impl Cover {
 
     /// A session is about to end in good order: nothing more is given to it.
     pub fn retire(&mut self, client: ClientId) {
-        let Some(session) = self.sessions.get_mut(&client).filter(|session| session.can_hold()) else { return };
+        let Some(session) = self.sessions.get_mut(&client) else { return };
+        let (domain, held) = (session.domain.clone(), session.can_hold());
         session.leaving = true;
-        let domain = session.domain.clone();
-        self.count_domain(domain, -1);
-        // With one domain less to hold their rows they must not get wider.
-        self.seal_all();
+        self.count_domain(domain, -i64::from(held));
+        // With one domain less to hold their rows they must not get wider; and who ends must not get into one with those
+        // who come after.
+        if rule::on(Rule::HoldersDrained) {
+            self.seal_all();
+        }
     }
 
     /// A session broke. What it held for others goes to others still, and what it wrote is kept by them from now on.
@@ -167,7 +170,9 @@ impl Cover {
         if cost > 0 {
             self.kept.insert(client, (cost, until));
         }
-        self.seal_all();
+        if rule::on(Rule::HoldersDrained) {
+            self.seal_all();
+        }
         let mut orphans = Vec::new();
         for entry in self.entries.iter_mut().filter(|entry| entry.owner == Some(client)) {
             entry.present = false;

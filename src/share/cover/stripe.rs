@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use super::Domain;
 use crate::log::{Lsn, Time};
-use crate::share::body::Member;
+use crate::share::body::{Member, Plain};
 use crate::share::{field, size_class};
 
 /// A stripe that takes members.
@@ -131,4 +131,11 @@ impl Open {
         self.members.push(member);
         self.owners.push(owner);
     }
+}
+
+/// The plain body of a row.
+pub(super) fn encode(row: u8, members: Vec<Member>, symbol: Bytes) -> Bytes {
+    let mut body = Vec::with_capacity(symbol.len() + 48 * members.len() + 8);
+    Plain::Stripe { row, members, symbol }.encode(&mut body);
+    body.into()
 }

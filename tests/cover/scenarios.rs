@@ -1,0 +1,112 @@
+//! Histories that once went wrong, one story each.
+
+use tagalong::log::{Level, Lsn};
+use tagalong::share::cover::CoverSettings;
+
+use crate::oracle::{self, Looked};
+use crate::world::{Cache, Flush, Plan, Site, Step, World};
+
+/// One failure domain may be lost, and each client is one.
+fn world(rooms: &[u64]) -> World {
+    let settings = CoverSettings { f: 1, members: 8, wait_us: 1_000, custody_bytes_max: u64::MAX };
+    let sites = rooms.iter().map(|room| Site { domain: "", room: *room }).collect();
+    World::new(&Plan { settings, sites, steps: Vec::new() })
+}
+
+/// The client writes, and more is to come.
+fn write(world: &mut World, client: usize) {
+    world.step(&Step::Write { client, length: 100, level: Level::Tagged }, Flush::Coming);
+}
+
+fn calm(world: &mut World) {
+    world.step(&Step::Calm { but: None }, Flush::Idle);
+    oracle::check(world, true, &mut Looked::default()).unwrap();
+}
+
+const ROOM: u64 = 1 << 30;
+
+/// A stripe waits for members, and the checkpoint overtakes it. Sealed after that, it was pushed to a holder who kept it
+/// until the next write.
+#[test]
+fn what_is_stable_before_it_is_sealed_is_given_to_nobody() {
+    let mut world = world(&[ROOM; 3]);
+    write(&mut world, 0);
+    world.step(&Step::Stabilize { by: 1 }, Flush::Coming);
+    calm(&mut world);
+    assert_eq!(world.cover.counts().pushed, 0);
+    assert_eq!((world.cover.bytes(), world.cover.settled()), (0, Lsn(1)));
+    assert!(world.clients.iter().all(|client| client.image.commands.is_empty() && client.image.shares.is_empty()));
+}
+
+/// The same where the author leaves: what it wrote was copied, though it was stable and nobody's to decode by.
+#[test]
+fn what_is_stable_is_not_copied() {
+    let mut world = world(&[ROOM; 3]);
+    write(&mut world, 0);
+    world.step(&Step::Stabilize { by: 1 }, Flush::Not);
+    world.step(&Step::Break { client: 0 }, Flush::Coming);
+    assert_eq!(world.cover.counts().pushed, 0);
+    assert_eq!((world.cover.bytes(), world.cover.settled()), (0, Lsn(1)));
+}
+
+/// Pushed, and overtaken by the checkpoint before the frame was written.
+#[test]
+fn what_is_stable_before_it_is_pushed_stays_here() {
+    let mut world = world(&[ROOM; 3]);
+    write(&mut world, 0);
+    world.step(&Step::Write { client: 1, length: 100, level: Level::Tagged }, Flush::Not);
+    world.step(&Step::Stabilize { by: 2 }, Flush::Not);
+    assert_eq!(world.cover.take_pushes(), []);
+}
+
+/// Three domains, and a stripe that may have two members; then one of the domains is about to leave, and nobody was left
+/// to hold what the other two had written.
+#[test]
+fn a_stripe_does_not_outgrow_those_who_can_hold_it() {
+    let mut world = world(&[ROOM; 3]);
+    write(&mut world, 0);
+    world.step(&Step::Retire { client: 2 }, Flush::Not);
+    world.step(&Step::Write { client: 1, length: 100, level: Level::Tagged }, Flush::Not);
+    calm(&mut world);
+    assert_eq!(world.cover.covered(), Lsn(2));
+}
+
+/// The client has tag and reply, and takes another stream before it has confirmed. It is told nothing again, for it asks
+/// for nothing, and so nothing past that entry was covered until it was stable.
+#[test]
+fn what_is_answered_needs_no_confirm() {
+    let mut world = world(&[ROOM; 2]);
+    world.step(&Step::Write { client: 0, length: 100, level: Level::Tagged }, Flush::Idle);
+    world.step(&Step::Deliver { client: 0, most: 10 }, Flush::Not);
+    world.step(&Step::Return { client: 0, cache: Cache::Same }, Flush::Idle);
+    calm(&mut world);
+    assert_eq!(world.cover.covered(), Lsn(1));
+}
+
+/// With every stream a holder was given its fill anew, and it still had all of it.
+#[test]
+fn what_a_holder_kept_takes_room_when_it_comes_back() {
+    let mut world = world(&[ROOM, 1_000]);
+    for _ in 0..4 {
+        write(&mut world, 0);
+        write(&mut world, 0);
+        calm(&mut world);
+        world.step(&Step::Break { client: 1 }, Flush::Idle);
+        world.step(&Step::Return { client: 1, cache: Cache::Same }, Flush::Idle);
+    }
+    assert!(world.clients[1].image.share_bytes > 500);
+    assert!(world.cover.is_short());
+    // And it is free again when they are released.
+    world.step(&Step::Stabilize { by: 8 }, Flush::Idle);
+    calm(&mut world);
+    assert!(!world.cover.is_short());
+    assert_eq!(world.cover.held(), (0, 0));
+    write(&mut world, 0);
+    calm(&mut world);
+    assert_eq!(world.cover.covered(), Lsn(9));
+    // Nothing is left either of what became stable while the holder was away.
+    world.step(&Step::Break { client: 1 }, Flush::Idle);
+    world.step(&Step::Stabilize { by: 1 }, Flush::Idle);
+    world.step(&Step::Return { client: 1, cache: Cache::Same }, Flush::Idle);
+    assert_eq!(world.cover.held(), (0, 0));
+}
