@@ -59,6 +59,9 @@ struct Arguments {
     /// Round trip between a client and a node.
     #[arg(long, default_value_t = 1.0, value_parser = millis)]
     client_rtt_ms: f64,
+    /// Not all clients are as near: some have a round trip that is longer, by up to so much.
+    #[arg(long, default_value_t = 0.0, value_parser = millis)]
+    client_spread_ms: f64,
     /// Which ways of replication, with commas between them: async, sync, tagged-unshared, tagged, covered [default: all;
     /// tagged-unshared only where clients are killed].
     #[arg(long, value_parser = modes)]
@@ -294,6 +297,7 @@ async fn drills(arguments: Arguments) -> Result<bool> {
         clients: arguments.clients,
         rtt,
         client_rtt: Duration::from_secs_f64(arguments.client_rtt_ms / 1e3),
+        client_spread: Duration::from_secs_f64(arguments.client_spread_ms / 1e3),
         seed: arguments.seed,
         in_flight,
         rate: if arguments.full_speed { 0 } else { arguments.rate },

@@ -28,6 +28,8 @@ use parking_lot::{Condvar, Mutex};
 const WIRE_BYTES_MAX: usize = 64 << 20;
 /// One read.
 const READ_BYTES: usize = 64 << 10;
+/// Lengths of connections that are not all of one.
+const STEPS: u64 = 8;
 /// These threads hold a buffer and little else.
 const STACK_BYTES: usize = 256 << 10;
 
@@ -47,6 +49,7 @@ struct Wire {
 
 #[derive(Default)]
 struct Lane {
+    one_way: Duration,
     wire: Mutex<Wire>,
     filled: Condvar,
     drained: Condvar,
@@ -54,6 +57,9 @@ struct Lane {
 
 struct Link {
     one_way: Duration,
+    /// By how much the longest of a few connections is longer.
+    spread: Duration,
+    connections: AtomicU64,
     target: Mutex<Option<SocketAddr>>,
     cut: AtomicBool,
     closed: AtomicBool,
@@ -105,10 +111,17 @@ pub(crate) struct Relay {
 impl Relay {
     /// A relay with this round trip on a port of the system's choice. Connections are refused until it has a target.
     pub(crate) fn start(round_trip: Duration) -> io::Result<Relay> {
+        Relay::spread(round_trip, Duration::ZERO)
+    }
+
+    /// A relay whose connections are not all of one length: some have this round trip, some up to `spread` more.
+    pub(crate) fn spread(round_trip: Duration, spread: Duration) -> io::Result<Relay> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         let address = listener.local_addr()?;
         let link = Arc::new(Link {
             one_way: round_trip / 2,
+            spread: spread / 2,
+            connections: AtomicU64::new(0),
             target: Mutex::new(None),
             cut: AtomicBool::new(false),
             closed: AtomicBool::new(false),
@@ -223,8 +236,11 @@ impl Link {
             sockets.push(near.try_clone()?);
             sockets.push(far.try_clone()?);
         }
-        self.lane(Way::Up, near.try_clone()?, far.try_clone()?)?;
-        self.lane(Way::Down, far, near)
+        // In an order in which neighbours differ.
+        let step = u32::try_from(self.connections.fetch_add(1, Ordering::Relaxed) * 5 % STEPS).unwrap_or_default();
+        let one_way = self.one_way + self.spread * step / (STEPS as u32 - 1);
+        self.lane(Way::Up, one_way, near.try_clone()?, far.try_clone()?)?;
+        self.lane(Way::Down, one_way, far, near)
     }
 
     fn count(&self, way: Way, read: usize) {
@@ -232,12 +248,12 @@ impl Link {
     }
 
     /// One direction of a connection.
-    fn lane(self: &Arc<Self>, way: Way, from: TcpStream, to: TcpStream) -> io::Result<()> {
+    fn lane(self: &Arc<Self>, way: Way, one_way: Duration, from: TcpStream, to: TcpStream) -> io::Result<()> {
         let link = Arc::clone(self);
-        if self.one_way.is_zero() {
+        if one_way.is_zero() {
             return spawn("relay-pump", move || link.pump(way, from, to));
         }
-        let lane = Arc::new(Lane::default());
+        let lane = Arc::new(Lane { one_way, ..Lane::default() });
         {
             let mut lanes = self.lanes.lock();
             lanes.retain(|lane| lane.strong_count() > 0);
@@ -300,7 +316,7 @@ impl Link {
     fn write(&self, lane: &Lane, mut to: TcpStream) {
         while let Some(due) = self.next_due(lane) {
             thread::sleep(due.saturating_duration_since(Instant::now()));
-            let (bytes, end) = self.take_due(lane);
+            let (bytes, end) = Self::take_due(lane);
             if !bytes.is_empty() && to.write_all(&bytes).is_err() {
                 // The receiver is gone; the sender is to see that too.
                 let _ = to.shutdown(Shutdown::Both);
@@ -321,18 +337,18 @@ impl Link {
                 return None;
             }
             if let Some((sent, _)) = wire.parcels.front() {
-                return Some(*sent + self.one_way);
+                return Some(*sent + lane.one_way);
             }
             lane.filled.wait(&mut wire);
         }
     }
 
     /// Everything that has arrived by now, in one piece, and whether the stream ends with it.
-    fn take_due(&self, lane: &Lane) -> (Vec<u8>, bool) {
+    fn take_due(lane: &Lane) -> (Vec<u8>, bool) {
         let now = Instant::now();
         let (mut all, mut end) = (Vec::new(), false);
         let mut wire = lane.wire.lock();
-        while !end && wire.parcels.front().is_some_and(|(sent, _)| *sent + self.one_way <= now) {
+        while !end && wire.parcels.front().is_some_and(|(sent, _)| *sent + lane.one_way <= now) {
             let Some((_, parcel)) = wire.parcels.pop_front() else {
                 break;
             };
@@ -397,6 +413,26 @@ mod tests {
     use super::*;
 
     const PATIENCE: Duration = Duration::from_secs(10);
+
+    #[test]
+    fn some_connections_are_longer_than_others() {
+        let (short, spread) = (Duration::from_millis(2), Duration::from_millis(140));
+        let relay = Relay::spread(short, spread).expect("a relay");
+        let (listener, target) = listen().expect("a listener");
+        relay.lead_to(target);
+        let mut times = Vec::new();
+        for _ in 0..STEPS {
+            let mut near = TcpStream::connect(relay.address()).expect("the relay listens");
+            let (far, _) = listener.accept().expect("the relay connects");
+            spawn("echo", move || echo(far).unwrap_or_default()).expect("a thread");
+            near.set_nodelay(true).expect("an option");
+            let sent = Instant::now();
+            near.write_all(&[7]).and_then(|()| near.read_exact(&mut [0])).expect("an echo");
+            times.push(sent.elapsed());
+        }
+        assert!(times.iter().all(|time| *time >= short) && times[0] < Duration::from_millis(100), "{times:?}");
+        assert!(times.iter().max() >= Some(&(short + spread)), "{times:?}");
+    }
 
     /// Both ends of one connection through a relay.
     fn ends(round_trip: Duration) -> (Relay, TcpStream, TcpStream) {

@@ -38,6 +38,8 @@ pub(crate) struct Plan {
     pub(crate) clients: u64,
     pub(crate) rtt: Duration,
     pub(crate) client_rtt: Duration,
+    /// Some clients are so much further away.
+    pub(crate) client_spread: Duration,
     pub(crate) seed: u64,
     pub(crate) in_flight: usize,
     pub(crate) rate: u64,
@@ -137,7 +139,8 @@ pub(crate) struct Service {
 impl Service {
     /// Starts everything, and returns when the backup is in sync and every client has its session.
     pub(crate) async fn start(plan: Plan) -> Result<Service> {
-        let (near, far) = (Relay::start(plan.client_rtt)?, Relay::start(plan.client_rtt)?);
+        let clients = || Relay::spread(plan.client_rtt, plan.client_spread);
+        let (near, far) = (clients()?, clients()?);
         let link = Relay::start(plan.rtt)?;
         if plan.folder.exists() {
             return Err(format!("{} exists: a drill starts from nothing", plan.folder.display()).into());
