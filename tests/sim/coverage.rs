@@ -1,7 +1,7 @@
 //! What coverage promises, and whether it was kept: who is lost, whose loss was made good, and what those who are left
 //! must be able to supply.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use tagalong::client::CacheImage;
 use tagalong::log::{Body, ClientId, Epoch, GapPolicy, Level, Lsn, Record, Request};
@@ -35,6 +35,7 @@ impl Oracle {
         let head = last.map_or((Epoch::ZERO, Lsn(0)), |(epoch, reign)| (*epoch, Lsn(reign.log.len() as u64)));
         let noticed = session.is_none().then_some(now);
         self.views[at].torn |= torn;
+        self.repaired.remove(&at);
         self.damages.insert(at, Damage { session, noticed, head, torn });
     }
 
@@ -53,8 +54,8 @@ impl Oracle {
     }
 
     /// The primary is lost. What it had noticed at some time before is repaired, if anything is.
-    pub fn on_disaster(&mut self, nodes: &[Node], clients: &[SimClient], before: Option<u64>) {
-        self.forget_damage(nodes);
+    pub fn on_disaster(&mut self, clients: &[SimClient], before: Option<u64>) {
+        self.forget_damage();
         let noticed = |damage: &Damage| damage.noticed.is_some_and(|at| before.is_some_and(|before| at <= before));
         let harmless = |at: &usize| self.damages.get(at).map_or(clients[*at].lost, noticed);
         self.repaired = (0..clients.len()).filter(harmless).collect();
@@ -74,15 +75,13 @@ impl Oracle {
     }
 
     /// The domains whose clients are lost, or have lost something, as far as nobody has made up for that.
-    fn lost_domains(&self, nodes: &[Node], old: &ReignLog, report: &ReignLog) -> BTreeSet<&str> {
+    fn lost_domains(&self, report: &ReignLog) -> BTreeSet<&str> {
         let report = &report.report;
         let absent = report.missing.iter().chain(&report.excluded).map(|client| Self::at(*client));
         let torn =
             self.damages.iter().filter(|(_, damage)| damage.torn && damage.head > (report.previous, report.base));
         let lost = absent.chain(torn.map(|(at, _)| *at)).filter(|at| !self.repaired.contains(at));
-        let mut domains = self.domains_of(lost);
-        domains.remove(nodes[old.node].domain.as_str());
-        domains
+        self.domains_of(lost)
     }
 
     /// I2, sampled: what is acknowledged as covered would survive the loss of the primary's site together with any *f*
@@ -97,7 +96,7 @@ impl Oracle {
         let shown = frame.results.iter().filter(|result| result.result.is_ok());
         let Some(upto) = replied.map(|tag| tag.lsn).chain(shown.map(|result| result.lsn)).max() else { return };
         self.sampled += 1;
-        self.forget_damage(nodes);
+        self.forget_damage();
         let Some(reign) = self.reigns.get(&frame.epoch) else { return };
         let base = self.stable_of(nodes, frame.epoch);
         if !self.sampled.is_multiple_of(SAMPLE) || upto <= base {
@@ -157,7 +156,10 @@ impl Oracle {
             return;
         }
         let waited = self.waits;
-        let lost = self.lost_domains(nodes, old, reign);
+        // Who shares the primary's fate protects nothing, and costs nothing where something is covered.
+        let mut lost = self.lost_domains(reign);
+        let anybody = !lost.is_empty();
+        lost.remove(nodes[old.node].domain.as_str());
         let absent = |client: &ClientId| report.missing.contains(client) || report.excluded.contains(client);
         let base = usize::try_from(report.base.0).expect("small");
         let heard: Vec<ClientId> = roster(&reign.log[..base]).into_iter().filter(|client| !absent(client)).collect();
@@ -193,7 +195,7 @@ impl Oracle {
                 };
                 let survives = match self.effective(op.level) {
                     Level::Covered | Level::Stable => lost.len() <= usize::from(self.covering),
-                    Level::Tagged => lost.is_empty(),
+                    Level::Tagged => !anybody,
                     _ => false,
                 };
                 let kept = is_there(&reign.log, number, *request, of, lsn) && lsn < reign.start;
@@ -235,19 +237,20 @@ impl Oracle {
         });
         let roster = roster(log);
         let torn = |at: &usize| self.damages.get(at).is_some_and(|damage| damage.torn);
-        let gone = roster.iter().map(|client| Self::at(*client)).filter(|at| !clients[*at].is_live() || torn(at));
+        let gone = roster
+            .iter()
+            .map(|client| Self::at(*client))
+            .filter(|at| !clients[*at].is_live() || torn(at) || self.excluded.contains(&clients[*at].id));
         !self.forced && f.is_some_and(|f| f > 0 && self.domains_of(gone).len() <= f)
     }
 
     /// Damage that concerns nothing but what is stable by now is none.
-    pub fn forget_damage(&mut self, nodes: &[Node]) {
-        let epochs: BTreeSet<Epoch> = self.damages.values().map(|damage| damage.head.0).collect();
-        let marks: BTreeMap<Epoch, Lsn> =
-            epochs.into_iter().map(|epoch| (epoch, self.stable_of(nodes, epoch))).collect();
-        let opened = self.reigns.iter().rev().find(|(_, reign)| reign.opened.is_some()).map(|(epoch, _)| *epoch);
+    pub fn forget_damage(&mut self) {
+        let reigns = &self.reigns;
+        let opened = reigns.iter().rev().find(|(_, reign)| reign.opened.is_some()).map(|(epoch, _)| *epoch);
         self.damages.retain(|_, damage| {
             let (epoch, head) = damage.head;
-            marks[&epoch] < head && opened.is_none_or(|opened| opened <= epoch)
+            reigns.get(&epoch).is_none_or(|reign| reign.told < head) && opened.is_none_or(|opened| opened <= epoch)
         });
     }
 }

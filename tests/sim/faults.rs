@@ -170,6 +170,7 @@ impl World {
             Fault::Exclude => {
                 let client = self.clients[self.dice.index(self.clients.len())].id;
                 if let Some(at) = self.sovereign().filter(|at| self.role(*at) == Some(Role::Recovering)) {
+                    self.oracle.excluded.insert(client);
                     self.admin(at, Admin::Exclude(client));
                 }
             }
@@ -258,7 +259,7 @@ impl World {
             return;
         }
         let before = self.repaired_before(primary);
-        self.oracle.on_disaster(&self.nodes, &self.clients, before);
+        self.oracle.on_disaster(&self.clients, before);
         and(self);
         self.lose(primary);
         // Whatever else was primary once is not to come back either.

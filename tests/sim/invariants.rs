@@ -101,6 +101,7 @@ impl Oracle {
             return;
         }
         reign.opened = Some(now);
+        self.excluded.clear();
         // A reign that was concluded and crashed before it opened decided for those after it.
         let is_decided = |report: &EpochStart| report.policy.is_some() || !report.excluded.is_empty();
         let (mut decided, mut start) = (reign.beyond || is_decided(report), start);
@@ -256,6 +257,9 @@ impl Oracle {
         let Some(primary) = node.primary() else { return };
         let (logs_first, after_log) = (primary.state().start().log_before_send, primary.settings().reply_after_log);
         let (stable, logged) = (self.stable_of(nodes, frame.epoch), node.disk.durable());
+        if let Some(reign) = self.reigns.get_mut(&frame.epoch) {
+            reign.told = reign.told.max(frame.stable);
+        }
         if frame.stable > stable {
             self.violate("I3", format!("node {at} calls {} stable; the target has {stable}", frame.stable));
         }

@@ -26,6 +26,8 @@ pub struct ReignLog {
     /// Where its primary, which logs before it sends, last went on.
     pub resumed: Lsn,
     pub report: EpochStart,
+    /// The highest checkpoint that it told anybody.
+    pub told: Lsn,
     /// More was lost than anybody promised, and nobody was missing: the caches of some had lost their end.
     pub beyond: bool,
     pub opened: Option<u64>,
@@ -113,6 +115,8 @@ pub struct Oracle {
     pub damages: BTreeMap<usize, Damage>,
     /// Those whose loss had been made good when the last primary was lost.
     pub repaired: BTreeSet<usize>,
+    /// Whom an operator excluded from the recovery that is under way.
+    pub excluded: BTreeSet<ClientId>,
     pub sampled: u64,
     /// Recoveries that concluded by themselves without somebody, and entries that shares supplied.
     pub alone: u64,
@@ -135,6 +139,7 @@ impl Oracle {
             waits: settings.policy == RecoveryPolicy::Wait,
             damages: BTreeMap::new(),
             repaired: BTreeSet::new(),
+            excluded: BTreeSet::new(),
             sampled: 0,
             alone: 0,
             decoded: 0,
@@ -187,7 +192,17 @@ impl Oracle {
             let Body::EpochStart(report) = &last.entry.header.body else { unreachable!() };
             let report = (**report).clone();
             let (start, places) = (last.lsn(), BTreeMap::new());
-            let reign = ReignLog { node: at, log, places, start, resumed: start, report, beyond: false, opened: None };
+            let reign = ReignLog {
+                node: at,
+                log,
+                places,
+                start,
+                resumed: start,
+                report,
+                told: Lsn(0),
+                beyond: false,
+                opened: None,
+            };
             self.check_rebuilt(epoch, &reign);
             self.reigns.insert(epoch, reign);
             self.check_recovered(nodes, clients, at, epoch);
