@@ -119,8 +119,9 @@ fn play(plan: &Plan, looked: &mut Looked) -> Result<World, Violation> {
     Ok(world)
 }
 
+/// As many as are asked for, or as there is time for in every run.
 fn cases() -> u32 {
-    std::env::var("CASES").map_or(400, |cases| cases.parse().unwrap())
+    std::env::var("PROPTEST_CASES").map_or(400, |cases| cases.parse().unwrap())
 }
 
 proptest! {
