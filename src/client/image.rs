@@ -222,7 +222,7 @@ impl CacheImage {
             CacheOp::Headers(headers) => {
                 // A primary that goes on in its reign may know a lower checkpoint than it once told.
                 let (epoch, stable) = self.stable;
-                for header in headers.iter().filter(|header| header.epoch != epoch || header.lsn > stable) {
+                for header in headers.iter().filter(|header| header.epoch != epoch || header.lsn >= stable.next()) {
                     if self.headers.insert((header.epoch, header.lsn), header.clone()).is_none() {
                         self.bytes += HEADER_COST;
                     }
