@@ -47,7 +47,7 @@ impl Stream {
         for (holder, share) in self.cover.take_pushes() {
             self.cover.confirmed(holder, share.id);
         }
-        if lsn.0 % 16 == 0 {
+        if lsn.0.is_multiple_of(16) {
             self.cover.stabilize(Lsn(lsn.0.saturating_sub(64)));
         }
     }

@@ -17,7 +17,7 @@ use crate::error::{Code, Error, Result};
 use crate::log::{Body, ClientId, Entry, Epoch, Header, Lsn, Origin, Request, Time};
 
 /// Entries a window's share may span, counted in LSNs.
-pub const SPAN_MAX: usize = 256;
+pub const SPAN_MAX: usize = 1024;
 /// Members of a stripe, at most: the columns of the Cauchy matrix are more, and nobody needs as many.
 pub const MEMBERS_MAX: usize = 64;
 

@@ -17,6 +17,8 @@ use crate::log::{Entry, Lsn};
 
 /// Entries of others in a share, at most.
 const MEMBERS_MAX: usize = 64;
+/// Of these, so many of smaller size classes.
+const SMALLER_MAX: usize = 24;
 /// Bytes that go through the field's arithmetic for one share, at most.
 const COMBINED_BYTES_MAX: usize = 1 << 20;
 /// The budget does not grow past this while nothing is sent, in bytes.
@@ -42,7 +44,8 @@ pub struct Window {
     /// Unstable entries of each owner, and of all.
     outstanding: BTreeMap<Domain, u64>,
     owners: VecDeque<(Lsn, Domain)>,
-    saved: u64,
+    /// Bytes that may be sent, by size class: small entries must not use up what large ones pay for.
+    saved: BTreeMap<u32, u64>,
     earned: u64,
 }
 
@@ -63,7 +66,7 @@ impl Window {
             classes: BTreeMap::new(),
             outstanding: BTreeMap::new(),
             owners: VecDeque::new(),
-            saved: 0,
+            saved: BTreeMap::new(),
             earned: 0,
         }
     }
@@ -72,8 +75,10 @@ impl Window {
     pub fn add(&mut self, entry: &Entry, owner: Option<Domain>) {
         let lsn = entry.header.lsn;
         let symbol = Bytes::from(encode_symbol(entry));
-        let sources = self.classes.entry(size_class(symbol.len())).or_default();
-        self.saved = (self.saved + symbol.len() as u64 * u64::from(self.percent) / 100).min(SAVED_BYTES_MAX);
+        let class = size_class(symbol.len());
+        let sources = self.classes.entry(class).or_default();
+        let saved = self.saved.entry(class).or_default();
+        *saved = (*saved + symbol.len() as u64 * u64::from(self.percent) / 100).min(SAVED_BYTES_MAX);
         sources.push_back(Source { lsn, owner: owner.clone(), symbol });
         while sources.front().is_some_and(|source| source.lsn.0 + SPAN_MAX as u64 <= lsn.0) {
             sources.pop_front();
@@ -113,31 +118,42 @@ impl Window {
         shares
     }
 
-    /// Combines the newest entries that are not of `receiver`'s domain, of the size class of the very newest, as the share
-    /// numbered `id`. `None` if there are none, or no budget.
+    /// Combines the newest entries that are not of `receiver`'s domain, of the size class of the very newest and of smaller
+    /// ones, as the share numbered `id`. `None` if there are none, or no budget.
     pub fn combine(&mut self, id: u64, receiver: &Domain) -> Option<Combination> {
         let others = |source: &&Source| source.owner.as_ref() != Some(receiver);
         let newest_of = |sources: &VecDeque<Source>| sources.iter().rev().find(others).map(|source| source.lsn);
         let newest = self.classes.iter().filter_map(|(class, sources)| Some((newest_of(sources)?, *class)));
         let (newest, class) = newest.max()?;
+        let near = |source: &&Source| source.lsn.0 + SPAN_MAX as u64 > newest.0;
+        let own =
+            self.classes.get(&class)?.iter().rev().filter(others).take_while(near).take(MEMBERS_MAX - SMALLER_MAX);
+        // Smaller ones cost nothing where a large one is sent anyway, and the rare among them need it.
+        let smaller = self.classes.range(..class).map(|(_, sources)| sources);
+        let smaller =
+            smaller.flat_map(|sources| sources.iter().rev().filter(others).take_while(near).take(SMALLER_MAX));
+        let mut smaller: Vec<&Source> = smaller.collect();
+        smaller.sort_unstable_by_key(|source| std::cmp::Reverse(source.lsn));
+        smaller.truncate(SMALLER_MAX);
         let mut combined = 0;
-        let mut chosen = Vec::new();
-        for source in self.classes.get(&class)?.iter().rev().filter(others) {
-            let near = source.lsn.0 + SPAN_MAX as u64 > newest.0;
+        let mut chosen: Vec<&Source> = Vec::new();
+        for source in own.chain(smaller) {
             combined += source.symbol.len();
-            if !near || chosen.len() == MEMBERS_MAX || (combined > COMBINED_BYTES_MAX && !chosen.is_empty()) {
+            if combined > COMBINED_BYTES_MAX && !chosen.is_empty() {
                 break;
             }
             chosen.push(source);
         }
+        chosen.sort_unstable_by_key(|source| source.lsn);
         let longest = chosen.iter().map(|source| source.symbol.len()).max()?;
-        self.saved = self.saved.checked_sub(longest as u64)?;
+        let saved = self.saved.get_mut(&class)?;
+        *saved = saved.checked_sub(longest as u64)?;
         let mut symbol = vec![0; longest];
         for source in &chosen {
             let coefficient = field::hash_coefficient(id, source.lsn.0);
             field::add_scaled(&mut symbol[..source.symbol.len()], coefficient, &source.symbol);
         }
-        let members: Vec<Lsn> = chosen.iter().rev().map(|source| source.lsn).collect();
+        let members: Vec<Lsn> = chosen.iter().map(|source| source.lsn).collect();
         let until = members.last().copied()?;
         let mut body = Vec::with_capacity(longest + 48);
         Plain::Window { members, symbol: symbol.into() }.encode(&mut body);
