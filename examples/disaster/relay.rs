@@ -29,7 +29,7 @@ const WIRE_BYTES_MAX: usize = 64 << 20;
 /// One read.
 const READ_BYTES: usize = 64 << 10;
 /// Lengths of connections that are not all of one.
-const STEPS: u64 = 8;
+const STEPS: u32 = 8;
 /// These threads hold a buffer and little else.
 const STACK_BYTES: usize = 256 << 10;
 
@@ -237,8 +237,9 @@ impl Link {
             sockets.push(far.try_clone()?);
         }
         // In an order in which neighbours differ.
-        let step = u32::try_from(self.connections.fetch_add(1, Ordering::Relaxed) * 5 % STEPS).unwrap_or_default();
-        let one_way = self.one_way + self.spread * step / (STEPS as u32 - 1);
+        let count = self.connections.fetch_add(1, Ordering::Relaxed) % u64::from(STEPS);
+        let step = u32::try_from(count).unwrap_or_default() * 5 % STEPS;
+        let one_way = self.one_way + self.spread * step / (STEPS - 1);
         self.lane(Way::Up, one_way, near.try_clone()?, far.try_clone()?)?;
         self.lane(Way::Down, one_way, far, near)
     }
