@@ -142,7 +142,7 @@ impl Default for PrimarySettings {
             uncovered: Uncovered::WhenStable,
             stripe_members: 8,
             stripe_wait_us: 500,
-            window_percent: 100,
+            window_percent: 200,
             custody_bytes_max: 64 << 20,
             require_backup: false,
             log_before_send: false,

@@ -10,7 +10,7 @@ use crate::message::Attach;
 use crate::node::{NodeEvent, Output};
 use crate::rule::{self, Rule};
 use crate::share::cover::{Cover, CoverSettings, Domain};
-use crate::share::window::Window;
+use crate::share::window::{SHARES_MAX, Window};
 use crate::share::{Mode, Share};
 
 /// Echoes that did not come are asked for again after this, in microseconds.
@@ -228,7 +228,7 @@ impl Primary {
         let Some(Sharing { cover, window: Some(window), .. }) = &mut self.sharing else { return Vec::new() };
         let Some(domain) = cover.domain_of(client).cloned() else { return Vec::new() };
         let mut shares = Vec::new();
-        for _ in 0..window.earn() {
+        for _ in 0..SHARES_MAX {
             let id = cover.next_share();
             let Some(combination) = window.combine(id, &domain) else { break };
             let (mode, holder, hold_until) = (Mode::Window, client, combination.until);

@@ -1,12 +1,14 @@
 //! Window shares: a combination of the last few entries of others, on a response that goes out anyway.
 //!
-//! Nobody waits for them and nobody counts on them. When clients that wrote the part *q* of the delta die together with
-//! the primary, and a share left with every *r*-th response, the survivors have (1 − q)/r equations an entry for q unknowns
-//! an entry: what is lost follows ρ = r·q/(1 − q). So the rate is chosen from the heaviest owner's part, for ρ = ¼, within
-//! a budget of bytes; then almost only the newest few entries of the dead can be lost. Those can: the very last
-//! acknowledged write of a client that dies together with the primary usually is.
+//! Nobody waits for them and nobody counts on them. Each share pays what the window owes to every owner that it combines
+//! entries of: as soon as an owner is owed one, the next response to another brings it, so that an owner's newest entries,
+//! however many one takes, are in as many shares that others have. Beyond that there are shares at a rate, for when several
+//! die at once: with a share for every *r*-th entry and the part *q* of the delta written by the dead, the survivors have
+//! (1 − q)/r equations an entry for q unknowns an entry, and what is lost follows ρ = r·q/(1 − q); r is chosen for ρ = ¼,
+//! with q from the heaviest owner. All of it within a budget of bytes. Then almost only the newest few entries of the dead
+//! can be lost. Those can: the very last acknowledged write of a client that dies together with the primary usually is.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 
@@ -24,9 +26,13 @@ const COMBINED_BYTES_MAX: usize = 1 << 20;
 /// The budget does not grow past this while nothing is sent, in bytes.
 const SAVED_BYTES_MAX: u64 = 4 << 20;
 /// Shares on one response, at most.
-const SHARES_MAX: u64 = 4;
-/// One share, in the unit in which they are earned.
+pub const SHARES_MAX: u64 = 4;
+/// One share, in the unit in which they are owed.
 const SHARE: u64 = 1000;
+/// Owed to its owner for each entry: a little more than one, as one equation in 256 says nothing new.
+const ENTRY: u64 = SHARE * 5 / 4;
+/// A share that is due by rate alone leaves the budget of so many like it for those that are owed.
+const RESERVE: u64 = 10;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Source {
@@ -36,17 +42,37 @@ struct Source {
     symbol: Bytes,
 }
 
+/// What the window owes to an owner.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+struct Owed {
+    /// Entries of this owner in the window.
+    entries: u64,
+    /// Each entry adds to it, and each share that combines entries of this owner takes from it, down to none: at none, as
+    /// many shares as there are entries combine some of any last few of them.
+    shares: u64,
+}
+
+/// Entries of like size.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+struct Class {
+    sources: VecDeque<Source>,
+    /// Bytes that may be sent: small entries must not use up what large ones pay for.
+    saved: u64,
+    /// Due by rate.
+    due: u64,
+    owed: BTreeMap<Domain, Owed>,
+    /// Who is owed a whole share.
+    pressing: BTreeSet<Domain>,
+}
+
 /// The newest entries, by size class, and what may be sent of them.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Window {
     percent: u32,
-    classes: BTreeMap<u32, VecDeque<Source>>,
+    classes: BTreeMap<u32, Class>,
     /// Unstable entries of each owner, and of all.
     outstanding: BTreeMap<Domain, u64>,
     owners: VecDeque<(Lsn, Domain)>,
-    /// Bytes that may be sent, by size class: small entries must not use up what large ones pay for.
-    saved: BTreeMap<u32, u64>,
-    earned: u64,
 }
 
 /// An equation to be sent.
@@ -58,35 +84,88 @@ pub struct Combination {
     pub body: Bytes,
 }
 
+impl Class {
+    fn push(&mut self, source: Source) {
+        if let Some(owner) = &source.owner {
+            let owed = self.owed.entry(owner.clone()).or_default();
+            owed.entries += 1;
+            owed.shares += ENTRY;
+            self.pressing.insert(owner.clone());
+        }
+        self.sources.push_back(source);
+    }
+
+    /// Entries up to here are stable, or too old.
+    fn forget(&mut self, upto: Lsn) {
+        while self.sources.front().is_some_and(|source| source.lsn <= upto) {
+            let Some(owner) = self.sources.pop_front().and_then(|source| source.owner) else { continue };
+            let Some(owed) = self.owed.get_mut(&owner) else { continue };
+            owed.entries -= 1;
+            if owed.entries == 0 {
+                self.owed.remove(&owner);
+                self.pressing.remove(&owner);
+            } else {
+                owed.shares = owed.shares.min(ENTRY * owed.entries);
+            }
+        }
+    }
+
+    /// Whether a share for `receiver` is to be sent: to those whom it is owed, or at the rate. And whether the former.
+    fn wants_share(&self, receiver: &Domain) -> Option<bool> {
+        let owed = self.pressing.iter().any(|owner| owner != receiver);
+        (owed || self.due >= SHARE).then_some(owed)
+    }
+
+    fn affords(&self, length: u64, owed: bool) -> bool {
+        self.saved >= if owed { length } else { length * RESERVE }
+    }
+
+    /// A share went to `receiver`, with entries of these owners. Where an owner is not among them, what is owed for is too
+    /// old for a share.
+    fn serve(&mut self, owners: &BTreeSet<Domain>, receiver: &Domain) {
+        for owner in owners {
+            if let Some(owed) = self.owed.get_mut(owner) {
+                owed.shares = owed.shares.saturating_sub(SHARE);
+            }
+        }
+        let owed = &mut self.owed;
+        self.pressing.retain(|owner| {
+            let Some(owed) = owed.get_mut(owner) else { return false };
+            if owner != receiver && !owners.contains(owner) {
+                owed.shares = 0;
+            }
+            owed.shares >= SHARE
+        });
+    }
+}
+
 impl Window {
     /// A window that sends up to `percent` bytes for every 100 that are written.
     pub fn new(percent: u32) -> Self {
-        Self {
-            percent,
-            classes: BTreeMap::new(),
-            outstanding: BTreeMap::new(),
-            owners: VecDeque::new(),
-            saved: BTreeMap::new(),
-            earned: 0,
-        }
+        Self { percent, classes: BTreeMap::new(), outstanding: BTreeMap::new(), owners: VecDeque::new() }
     }
 
     /// The next entry of the log.
     pub fn add(&mut self, entry: &Entry, owner: Option<Domain>) {
         let lsn = entry.header.lsn;
-        let symbol = Bytes::from(encode_symbol(entry));
-        let class = size_class(symbol.len());
-        let sources = self.classes.entry(class).or_default();
-        let saved = self.saved.entry(class).or_default();
-        *saved = (*saved + symbol.len() as u64 * u64::from(self.percent) / 100).min(SAVED_BYTES_MAX);
-        sources.push_back(Source { lsn, owner: owner.clone(), symbol });
-        while sources.front().is_some_and(|source| source.lsn.0 + SPAN_MAX as u64 <= lsn.0) {
-            sources.pop_front();
-        }
-        if let Some(owner) = owner {
+        if let Some(owner) = owner.clone() {
             *self.outstanding.entry(owner.clone()).or_default() += 1;
             self.owners.push_back((lsn, owner));
         }
+        let due = self.due();
+        let symbol = Bytes::from(encode_symbol(entry));
+        let class = self.classes.entry(size_class(symbol.len())).or_default();
+        class.saved = (class.saved + symbol.len() as u64 * u64::from(self.percent) / 100).min(SAVED_BYTES_MAX);
+        class.due = (class.due + due).min(SHARES_MAX * SHARE);
+        class.push(Source { lsn, owner, symbol });
+        class.forget(Lsn(lsn.0.saturating_sub(SPAN_MAX as u64)));
+    }
+
+    /// What is due for each entry: 1/r = 4q/(1 − q).
+    fn due(&self) -> u64 {
+        let all = self.owners.len() as u64;
+        let heaviest = self.outstanding.values().max().copied().unwrap_or_default();
+        if heaviest == all { SHARES_MAX * SHARE } else { 4 * SHARE * heaviest / (all - heaviest) }
     }
 
     /// The checkpoint passed: what lies below needs no share.
@@ -98,65 +177,79 @@ impl Window {
             }
         }
         self.outstanding.retain(|_, count| *count > 0);
-        for sources in self.classes.values_mut() {
-            while sources.front().is_some_and(|source| source.lsn <= stable) {
-                sources.pop_front();
-            }
+        for class in self.classes.values_mut() {
+            class.forget(stable);
         }
-        self.classes.retain(|_, sources| !sources.is_empty());
     }
 
-    /// A response goes out: how many shares may ride on it.
-    pub fn earn(&mut self) -> u64 {
-        let all = self.owners.len() as u64;
-        let heaviest = self.outstanding.values().max().copied().unwrap_or_default();
-        // 1/r = 4q/(1 − q)
-        let earned = if heaviest == all { SHARES_MAX * SHARE } else { 4 * SHARE * heaviest / (all - heaviest) };
-        self.earned = (self.earned + earned).min(SHARES_MAX * SHARE);
-        let shares = self.earned / SHARE;
-        self.earned %= SHARE;
-        shares
-    }
-
-    /// Combines the newest entries that are not of `receiver`'s domain, of the size class of the very newest and of smaller
-    /// ones, as the share numbered `id`. `None` if there are none, or no budget.
+    /// Combines the newest entries of one size class, and of smaller ones, that are not of `receiver`'s domain, as the share
+    /// numbered `id`. `None` if nothing is due, or nothing that is due can be afforded.
     pub fn combine(&mut self, id: u64, receiver: &Domain) -> Option<Combination> {
-        let others = |source: &&Source| source.owner.as_ref() != Some(receiver);
-        let newest_of = |sources: &VecDeque<Source>| sources.iter().rev().find(others).map(|source| source.lsn);
-        let newest = self.classes.iter().filter_map(|(class, sources)| Some((newest_of(sources)?, *class)));
-        let (newest, class) = newest.max()?;
-        let near = |source: &&Source| source.lsn.0 + SPAN_MAX as u64 > newest.0;
-        let own =
-            self.classes.get(&class)?.iter().rev().filter(others).take_while(near).take(MEMBERS_MAX - SMALLER_MAX);
-        // Smaller ones cost nothing where a large one is sent anyway, and the rare among them need it.
-        let smaller = self.classes.range(..class).map(|(_, sources)| sources);
-        let smaller =
-            smaller.flat_map(|sources| sources.iter().rev().filter(others).take_while(near).take(SMALLER_MAX));
-        let mut smaller: Vec<&Source> = smaller.collect();
-        smaller.sort_unstable_by_key(|source| std::cmp::Reverse(source.lsn));
-        smaller.truncate(SMALLER_MAX);
-        let mut combined = 0;
-        let mut chosen: Vec<&Source> = Vec::new();
-        for source in own.chain(smaller) {
-            combined += source.symbol.len();
-            if combined > COMBINED_BYTES_MAX && !chosen.is_empty() {
-                break;
-            }
-            chosen.push(source);
-        }
-        chosen.sort_unstable_by_key(|source| source.lsn);
-        let longest = chosen.iter().map(|source| source.symbol.len()).max()?;
-        let saved = self.saved.get_mut(&class)?;
-        *saved = saved.checked_sub(longest as u64)?;
+        let wanted = |(class, it): (&u32, &Class)| Some((*class, it.wants_share(receiver)?));
+        let affordable = |(class, owed)| {
+            let members = self.members(class, receiver);
+            let longest = members.iter().filter_map(|at| self.source(*at)).map(|source| source.symbol.len()).max()?;
+            self.classes.get(&class)?.affords(longest as u64, owed).then_some((class, members, longest))
+        };
+        let (class, chosen, longest) = self.classes.iter().rev().filter_map(wanted).find_map(affordable)?;
         let mut symbol = vec![0; longest];
-        for source in &chosen {
+        let mut members = Vec::with_capacity(chosen.len());
+        let mut owners: BTreeMap<u32, BTreeSet<Domain>> = BTreeMap::new();
+        for at in chosen {
+            let source = self.source(at)?;
+            members.push(source.lsn);
+            owners.entry(at.0).or_default().extend(source.owner.clone());
             let coefficient = field::hash_coefficient(id, source.lsn.0);
             field::add_scaled(&mut symbol[..source.symbol.len()], coefficient, &source.symbol);
         }
-        let members: Vec<Lsn> = chosen.iter().map(|source| source.lsn).collect();
+        let paying = self.classes.get_mut(&class)?;
+        paying.saved -= longest as u64;
+        paying.due = paying.due.saturating_sub(SHARE);
+        for (class, owners) in owners {
+            self.classes.get_mut(&class)?.serve(&owners, receiver);
+        }
+        members.sort_unstable();
         let until = members.last().copied()?;
         let mut body = Vec::with_capacity(longest + 48);
         Plain::Window { members, symbol: symbol.into() }.encode(&mut body);
         Some(Combination { until, body: body.into() })
+    }
+
+    fn source(&self, (class, at): (u32, usize)) -> Option<&Source> {
+        self.classes.get(&class)?.sources.get(at)
+    }
+
+    /// Which entries a share of this class combines: by class and place in it.
+    fn members(&self, class: u32, receiver: &Domain) -> Vec<(u32, usize)> {
+        let others = |(_, source): &(usize, &Source)| source.owner.as_ref() != Some(receiver);
+        let newest = |class: u32| {
+            let sources = self.classes.get(&class).map(|class| &class.sources).into_iter();
+            sources.flat_map(|sources| sources.iter().enumerate().rev()).filter(others)
+        };
+        let upto = self.classes.range(..=class).filter_map(|(class, _)| newest(*class).next());
+        let Some(last) = upto.map(|(_, source)| source.lsn).max() else { return Vec::new() };
+        let near = |(_, source): &(usize, &Source)| source.lsn.0 + SPAN_MAX as u64 > last.0;
+        let own = newest(class).take_while(near).take(MEMBERS_MAX - SMALLER_MAX);
+        let own: Vec<_> = own.map(|(at, source)| (class, at, source)).collect();
+        if own.is_empty() {
+            return Vec::new();
+        }
+        // Smaller ones cost nothing where a large one is sent anyway.
+        let smaller = self.classes.range(..class).flat_map(|(class, _)| {
+            newest(*class).take_while(near).take(SMALLER_MAX).map(move |(at, source)| (*class, at, source))
+        });
+        let mut smaller: Vec<_> = smaller.collect();
+        smaller.sort_unstable_by_key(|(_, _, source)| std::cmp::Reverse(source.lsn));
+        smaller.truncate(SMALLER_MAX);
+        let mut combined = 0;
+        let mut chosen = Vec::new();
+        for (class, at, source) in own.into_iter().chain(smaller) {
+            combined += source.symbol.len();
+            if combined > COMBINED_BYTES_MAX && !chosen.is_empty() {
+                break;
+            }
+            chosen.push((class, at));
+        }
+        chosen
     }
 }

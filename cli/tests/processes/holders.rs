@@ -152,6 +152,7 @@ fn a_holder_killed_on_its_cache_goes_on_and_one_that_stopped_begins_anew() {
 
     // And where somebody else ended it.
     let second = holder.id.clone();
+    primary.wait("to know the new session", |status| session(status, &second).is_some());
     holder.kill();
     done(&["end-session", primary.endpoint(), &second]);
     primary.wait("to have ended the session", |status| session(status, &second).is_none());
