@@ -521,6 +521,12 @@ pub struct NodeStatus {
     pub shares: u64,
     /// Their bytes.
     pub share_bytes: u64,
+    /// Entries of this reign that were covered before they were stable.
+    pub covered_entries: u64,
+    /// How long these waited, in all, for their stripes to be sealed, in microseconds.
+    pub fill_us: u64,
+    /// And from then on for the holders' and authors' confirmations, and for the entries before them, in microseconds.
+    pub confirm_us: u64,
     /// The stability target.
     pub target: crate::log::Target,
     /// Entries in the delta.

@@ -281,6 +281,9 @@ impl Primary {
         if matches!(self.phase, Phase::Halted) {
             return;
         }
+        if let Some(sharing) = &mut self.sharing {
+            sharing.cover.pass(now);
+        }
         match input {
             Input::Client(conn, message) => self.on_client(now, conn, message, out),
             Input::FromBackup(conn, message) => self.on_backup(now, conn, message, out),
@@ -547,6 +550,7 @@ impl Primary {
         }
         let cover = self.sharing.as_ref().map(|sharing| &sharing.cover);
         let (shares, share_bytes) = cover.map_or((0, 0), |cover| cover.held());
+        let counts = cover.map(|cover| cover.counts()).unwrap_or_default();
         let sessions = self.state.sessions().iter().map(|(client, session)| {
             let (held_entries, held_bytes) = held.get(client).copied().unwrap_or_default();
             SessionStatus {
@@ -572,6 +576,9 @@ impl Primary {
             short: self.sharing.as_ref().is_some_and(Sharing::is_short),
             shares,
             share_bytes,
+            covered_entries: counts.covered,
+            fill_us: counts.fill_us,
+            confirm_us: counts.confirm_us,
             target: self.state.target(),
             delta_entries: self.unstable.len() as u64,
             delta_bytes: self.unstable.bytes(),

@@ -165,6 +165,7 @@ fn to_json(endpoint: &str, node: &NodeStatus) -> Value {
         "f": node.f,
         "short": node.short,
         "shares": {"count": node.shares, "bytes": node.share_bytes},
+        "covering": {"entries": node.covered_entries, "fill_us": node.fill_us, "confirm_us": node.confirm_us},
         "target": target,
         "in_sync": node.in_sync,
         "connected": node.connected,
@@ -236,6 +237,12 @@ fn coverage(node: &NodeStatus) -> Option<String> {
     if node.shares > 0 {
         let shares = plural(node.shares, "share", "shares");
         let _ = write!(text, "; clients keep {shares}, {}", bytes(node.share_bytes));
+    }
+    if node.f > 0
+        && let (Some(fill), Some(confirm)) =
+            (node.fill_us.checked_div(node.covered_entries), node.confirm_us.checked_div(node.covered_entries))
+    {
+        let _ = write!(text, "; on average a stripe fills in {fill} us and is confirmed in {confirm} us");
     }
     if node.short {
         text += "; too few domains are connected: what is to be covered waits for the backup, or is refused";
@@ -391,6 +398,9 @@ mod tests {
             short: false,
             shares: 0,
             share_bytes: 0,
+            covered_entries: 0,
+            fill_us: 0,
+            confirm_us: 0,
             target: Target::Own,
             delta_entries: 5,
             delta_bytes: 700,
@@ -409,8 +419,10 @@ mod tests {
         assert!(!to_text("there", &node()).contains("covered"));
         let mut node = NodeStatus { covered: Lsn(7), f: 2, shares: 3, share_bytes: 3 << 10, ..node() };
         node.sessions[1].share_bytes = 2 << 10;
+        (node.covered_entries, node.fill_us, node.confirm_us) = (10, 4_000, 15_000);
         let text = to_text("there", &node);
-        let told = "  covered  up to 7, for the loss of 2 domains; clients keep 3 shares, 3.0 KiB\n";
+        let told = "  covered  up to 7, for the loss of 2 domains; clients keep 3 shares, 3.0 KiB; \
+                    on average a stripe fills in 400 us and is confirmed in 1500 us\n";
         assert!(text.contains(told), "{text}");
         let lines: Vec<&str> = text.lines().rev().take(2).collect();
         assert!(lines[1].contains("writer  on") && lines[1].ends_with("rack"), "{text}");

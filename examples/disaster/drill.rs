@@ -428,6 +428,10 @@ async fn watch(service: &mut Service, screen: &Screen, started: Instant, until: 
 pub(crate) struct Cost {
     pub(crate) pace: Pace,
     pub(crate) traffic: Traffic,
+    /// What coverage adds to an entry's way, in microseconds on average: the wait for others in its stripe, and the
+    /// confirmations.
+    pub(crate) fill_us: u64,
+    pub(crate) confirm_us: u64,
     /// Sessions that opened and closed meanwhile.
     pub(crate) sessions: u64,
 }
@@ -441,12 +445,20 @@ pub(crate) async fn measure(plan: Plan, quiet: bool, title: &str) -> Result<Cost
     let started = Instant::now();
     let until = started + service.plan.load;
     watch(&mut service, &screen, started, started + WARM_UP, "warming up").await?;
+    let covering = service.primary.admin.status().await?;
     let (measured, before) = (clock.now(), service.traffic());
     watch(&mut service, &screen, started, until, "measuring").await?;
     let (end, after) = (clock.now(), service.traffic());
+    let covered = service.primary.admin.status().await?;
+    let average = |of: fn(&NodeStatus) -> u64| {
+        let entries = covered.covered_entries - covering.covered_entries;
+        (of(&covered) - of(&covering)).checked_div(entries).unwrap_or_default()
+    };
     let sessions = service.finish(DRAIN).await?;
     // Nothing of it is wanted any more: the rest is killed.
-    Ok(Cost { pace: pace(&service.journals()?, measured, end)?, traffic: after - before, sessions })
+    let pace = pace(&service.journals()?, measured, end)?;
+    let (fill_us, confirm_us) = (average(|status| status.fill_us), average(|status| status.confirm_us));
+    Ok(Cost { pace, traffic: after - before, fill_us, confirm_us, sessions })
 }
 
 /// Latencies and throughput of what was issued and acknowledged between two moments.

@@ -802,6 +802,14 @@ pub struct NodeStatus {
     pub shares: u64,
     #[prost(uint64, tag = "19")]
     pub share_bytes: u64,
+    /// Of the reign: entries that were covered before they were stable, and how long they waited in all for their stripes to
+    /// be sealed, and from then on to be confirmed, in microseconds.
+    #[prost(uint64, tag = "20")]
+    pub covered_entries: u64,
+    #[prost(uint64, tag = "21")]
+    pub fill_us: u64,
+    #[prost(uint64, tag = "22")]
+    pub confirm_us: u64,
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]

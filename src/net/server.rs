@@ -152,8 +152,10 @@ fn pack_to_backup(messages: Vec<PrimaryMessage>) -> pb::PrimaryMessages {
     joined.into()
 }
 
-/// Puts the shares of messages to a client under seal, where there is a key. What cannot be sealed does not leave.
+/// Puts the shares of messages to a client under seal, where there is a key. What cannot be sealed does not leave, nor what
+/// was sent with it: the stream ends, and the next one begins with what this one lacks.
 fn seal(sealer: &mut Option<Sealer>, mut messages: Vec<NodeMessage>) -> pb::NodeMessages {
+    let mut unsealed = None;
     let frames = messages.iter_mut().filter_map(|message| match message {
         NodeMessage::Frame(frame) => Some(frame),
         _ => None,
@@ -162,12 +164,14 @@ fn seal(sealer: &mut Option<Sealer>, mut messages: Vec<NodeMessage>) -> pb::Node
         for share in frames.flat_map(|frame| &mut frame.shares) {
             match sealer.seal(share.clone()) {
                 Ok(sealed) => *share = sealed,
-                Err(error) => {
-                    tracing::error!(%error, "a share is sent empty");
-                    share.body = bytes::Bytes::new();
-                }
+                Err(error) => unsealed = Some(error),
             }
         }
+    }
+    if let Some(error) = unsealed {
+        tracing::error!(%error, "a stream is ended");
+        messages =
+            vec![NodeMessage::Refused(Error::new(Code::Unavailable, "a share could not be sealed: attach again"))];
     }
     messages.into()
 }
@@ -351,5 +355,31 @@ async fn report_health(
         if view.changed().await.is_err() {
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use crate::log::{ClientId, Epoch, Lsn, NodeId};
+    use crate::message::NodeFrame;
+    use crate::net::seal::ShareKey;
+    use crate::share::{Mode, Share};
+
+    /// It was sent empty once, and counted as held.
+    #[test]
+    fn what_cannot_be_sealed_ends_the_stream() {
+        let epoch = Epoch { number: 1, node: NodeId(1), ..Epoch::ZERO };
+        let (mode, holder, hold_until) = (Mode::Stripe, ClientId(1), Lsn(9));
+        let share = Share { epoch, id: 7, mode, holder, hold_until, body: bytes::Bytes::from_static(b"plain") };
+        let frame = || NodeMessage::Frame(NodeFrame { epoch, shares: vec![share.clone()], ..NodeFrame::default() });
+        let mut sealer = Some(Sealer::new(ShareKey::new([7; 32])).unwrap());
+        let sealed = Vec::<NodeMessage>::try_from(seal(&mut sealer, vec![frame()])).unwrap();
+        assert!(matches!(&sealed[..], [NodeMessage::Frame(frame)] if frame.shares[0].body.len() > 5));
+        // The nonce is used up.
+        let sent = Vec::<NodeMessage>::try_from(seal(&mut sealer, vec![frame()])).unwrap();
+        assert!(matches!(&sent[..], [NodeMessage::Refused(error)] if error.code() == Code::Unavailable), "{sent:?}");
     }
 }

@@ -68,6 +68,9 @@ struct Covering {
     open: u32,
     stripes: Vec<u64>,
     copies: Vec<u64>,
+    added: Time,
+    /// When the last of its stripes was sealed.
+    sealed: Time,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -124,6 +127,7 @@ pub struct Cover {
     active: [BTreeSet<ClientId>; 2],
     turned: Time,
     cursor: ClientId,
+    now: Time,
     counts: CoverCounts,
 }
 
@@ -160,6 +164,7 @@ impl Cover {
             active: [BTreeSet::new(), BTreeSet::new()],
             turned: Time(0),
             cursor: ClientId(0),
+            now,
             counts: CoverCounts::default(),
         }
     }
@@ -263,6 +268,11 @@ impl Cover {
         self.next_share
     }
 
+    /// Time passes, for the counts alone.
+    pub fn pass(&mut self, now: Time) {
+        self.now = self.now.max(now);
+    }
+
     /// The next entry of the log.
     ///
     /// # Panics
@@ -270,6 +280,7 @@ impl Cover {
     pub fn add(&mut self, now: Time, header: &Header, payload: &Bytes) {
         let lsn = header.lsn;
         assert_eq!(lsn, self.next(), "I1: the log is dense");
+        self.pass(now);
         let owner =
             header.origin.map(|origin| origin.client).filter(|_| header.origin.is_some_and(|o| o.request.0 > 0));
         let owner = owner.filter(|client| self.sessions.get(client).is_some_and(|session| session.counts));
@@ -283,6 +294,8 @@ impl Cover {
             open: 0,
             stripes: Vec::new(),
             copies: Vec::new(),
+            added: now,
+            sealed: now,
         };
         self.entries.push_back(entry);
         if let Some(client) = owner {
@@ -376,6 +389,7 @@ impl Cover {
             }
             return;
         }
+        let now = self.now;
         let (f, count) = (rows.len() as u64, members.len() as u64);
         self.counts.segment_bytes += segment_bytes;
         self.counts.ideal_bytes += f * segment_bytes / count.max(1);
@@ -387,6 +401,7 @@ impl Cover {
             let Some(entry) = self.entry_mut(lsn) else { continue };
             entry.open -= 1;
             entry.stripes.push(id);
+            entry.sealed = now;
             if let Some(client) = entry.owner {
                 self.need(client, until);
             }
@@ -513,6 +528,15 @@ impl Cover {
             if lsn > self.stable && !self.entry(lsn).is_some_and(|entry| self.is_safe(entry)) {
                 break;
             }
+            if lsn > self.stable
+                && let Some(entry) = self.entry(lsn)
+            {
+                let (fill, confirm) =
+                    (entry.sealed.0.saturating_sub(entry.added.0), self.now.0.saturating_sub(entry.sealed.0));
+                self.counts.covered += 1;
+                self.counts.fill_us += fill;
+                self.counts.confirm_us += confirm;
+            }
             // Its owner does not wait for this entry any more.
             let owner = self.entry(lsn).and_then(|entry| entry.owner);
             if let Some(session) = owner.and_then(|client| self.sessions.get_mut(&client)) {
@@ -543,6 +567,7 @@ impl Cover {
     /// Seals what has waited long enough, or what nobody can add to; finds holders for what has none, where somebody may
     /// have come. `coming`: entries are being ordered that may still go into the open stripes.
     pub fn settle(&mut self, now: Time, coming: bool) {
+        self.pass(now);
         while let Some(open) = self.open.take_due(now, self.settings.wait_us) {
             self.seal(open);
         }

@@ -6,7 +6,7 @@
 //! die at once: with a share for every *r*-th entry and the part *q* of the delta written by the dead, the survivors have
 //! (1 − q)/r equations an entry for q unknowns an entry, and what is lost follows ρ = r·q/(1 − q); r is chosen for ρ = ¼,
 //! with q from the heaviest owner. All of it within a budget of bytes. Then almost only the newest few entries of the dead
-//! can be lost. Those can: the very last acknowledged write of a client that dies together with the primary usually is.
+//! can be lost. Those can: the very last acknowledged write of a client that dies together with the primary may be.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -14,7 +14,7 @@ use bytes::Bytes;
 
 use super::body::{Plain, SPAN_MAX, encode_symbol};
 use super::cover::Domain;
-use super::{field, size_class};
+use super::field;
 use crate::log::{Entry, Lsn};
 
 /// Entries of others in a share, at most.
@@ -33,6 +33,11 @@ const SHARE: u64 = 1000;
 const ENTRY: u64 = SHARE * 5 / 4;
 /// A share that is due by rate alone leaves the budget of so many like it for those that are owed.
 const RESERVE: u64 = 10;
+
+/// The size class of so many bytes: narrower than those of stripes, as many fit in a window.
+fn size_class(length: usize) -> u32 {
+    length.max(256).next_power_of_two().trailing_zeros()
+}
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Source {

@@ -76,3 +76,35 @@ fn stripes_of_mixed_sizes_waste_little() {
         show(&format!("16 B to {name}, f = 1, 16 owners"), &counts);
     }
 }
+
+/// What operators are told of a covered entry's way: the wait for its stripe, and from then on for the confirmations.
+#[test]
+fn the_parts_of_an_entry_s_way_add_up() {
+    let settings = CoverSettings { f: 1, members: 8, wait_us: 500, custody_bytes_max: 0 };
+    let mut cover = Cover::new(settings, EPOCH, HERE, Lsn(0), Lsn(1), Time(0));
+    for client in 1..=3 {
+        cover.join(ClientId(client), 1, "", 1 << 40, Request(0));
+    }
+    let header = Header {
+        epoch: EPOCH,
+        lsn: Lsn(1),
+        body: Body::Command,
+        origin: Some(Origin { client: ClientId(1), request: Request(1) }),
+        time: Time(1_000),
+        answered: Request(0),
+        length: 3,
+        digest: Digest::default(),
+    };
+    cover.add(Time(1_000), &header, &Bytes::from_static(b"one"));
+    cover.tagged(ClientId(1), Lsn(1));
+    cover.settle(Time(1_400), true);
+    assert_eq!(cover.take_pushes(), [], "others may come");
+    cover.settle(Time(1_510), true);
+    let pushes = cover.take_pushes();
+    cover.pass(Time(3_000));
+    for (holder, share) in pushes {
+        cover.confirmed(holder, share.id);
+    }
+    let CoverCounts { covered, fill_us, confirm_us, .. } = cover.counts();
+    assert_eq!((cover.covered(), covered, fill_us, confirm_us), (Lsn(1), 1, 510, 1_490));
+}

@@ -17,4 +17,10 @@ pub struct CoverCounts {
     pub pushed_bytes: u64,
     /// Shares pushed.
     pub pushed: u64,
+    /// Entries that were covered before they were stable.
+    pub covered: u64,
+    /// How long these waited in all until their stripes were sealed, in microseconds.
+    pub fill_us: u64,
+    /// And from then on until they were covered, in microseconds.
+    pub confirm_us: u64,
 }

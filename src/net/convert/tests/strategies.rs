@@ -449,11 +449,12 @@ pub(super) fn node_status() -> BoxedStrategy<NodeStatus> {
     let water = (status(), lsn(), lsn(), lsn(), target());
     let delta = (number(), number(), number(), number(), any::<bool>(), any::<bool>());
     let coverage = (lsn(), any::<u8>(), any::<bool>(), number(), number());
+    let covering = (number(), number(), number());
     let rest = (vec(session_status(), 0..3), of(recovery_status()), of(error()));
-    (water, delta, coverage, rest)
+    (water, delta, (coverage, covering), rest)
         .prop_map(|((status, head, logged, stable, target), delta, coverage, (sessions, recovery, failure))| {
             let (delta_entries, delta_bytes, delta_age_us, waiting_writes, in_sync, connected) = delta;
-            let (covered, f, short, shares, share_bytes) = coverage;
+            let ((covered, f, short, shares, share_bytes), (covered_entries, fill_us, confirm_us)) = coverage;
             NodeStatus {
                 status,
                 head,
@@ -464,6 +465,9 @@ pub(super) fn node_status() -> BoxedStrategy<NodeStatus> {
                 short,
                 shares,
                 share_bytes,
+                covered_entries,
+                fill_us,
+                confirm_us,
                 target,
                 delta_entries,
                 delta_bytes,
