@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use serde_json::json;
 
+use crate::node::signal;
 use crate::wait::eventually;
 use crate::worker::ROLE;
 
@@ -102,6 +103,11 @@ impl Client {
     /// Ends its load, when everything is answered.
     pub(crate) fn halt(&mut self) -> u64 {
         self.ask("halt", "halted ").parse().unwrap()
+    }
+
+    /// SIGSTOP, say.
+    pub(crate) fn signal(&self, name: &str) {
+        signal(self.child.as_ref().unwrap(), name);
     }
 
     pub(crate) fn kill(&mut self) {

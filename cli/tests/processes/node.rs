@@ -41,6 +41,12 @@ fn output(mut child: Child, what: &str) -> Output {
     Output { status, stdout, stderr }
 }
 
+/// Sends a signal by name to a process.
+pub(crate) fn signal(child: &Child, name: &str) {
+    let id = child.id().to_string();
+    assert!(Command::new("kill").args(["-s", name, &id]).status().unwrap().success());
+}
+
 /// Runs the command to its end.
 pub(crate) fn tagalong(args: &[&str]) -> Output {
     let mut command = Command::new(TAGALONG);
@@ -185,9 +191,8 @@ impl Node {
     }
 
     /// SIGSTOP, say.
-    pub(crate) fn signal(&self, signal: &str) {
-        let id = self.child.as_ref().unwrap().id().to_string();
-        assert!(Command::new("kill").args(["-s", signal, &id]).status().unwrap().success());
+    pub(crate) fn signal(&self, name: &str) {
+        signal(self.child.as_ref().unwrap(), name);
     }
 
     /// Waits until the process ends by itself.
