@@ -21,6 +21,7 @@ pub struct Violation {
     pub lsn: Lsn,
     #[expect(dead_code, reason = "for whoever reads the message")]
     pub lost: Vec<Domain>,
+    #[cfg_attr(not(feature = "seeded-bugs"), expect(dead_code, reason = "for whoever reads the message"))]
     pub why: &'static str,
 }
 
