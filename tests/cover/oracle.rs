@@ -18,6 +18,7 @@ pub type Column = (Lsn, u32);
 /// A promise that was not kept.
 #[derive(Clone, Debug)]
 pub struct Violation {
+    #[cfg_attr(not(feature = "seeded-bugs"), expect(dead_code, reason = "for whoever reads the message"))]
     pub lsn: Lsn,
     #[expect(dead_code, reason = "for whoever reads the message")]
     pub lost: Vec<Domain>,

@@ -21,6 +21,7 @@ mod client;
 mod disaster;
 mod disk;
 mod holders;
+mod namespaces;
 mod node;
 mod pauses;
 mod relay;

@@ -73,6 +73,10 @@ pub(crate) struct Node {
     name: String,
     dir: PathBuf,
     flags: Vec<String>,
+    /// The network namespace that it runs in, if it is not this one.
+    namespace: Option<String>,
+    /// Where it is to listen at first.
+    listen: String,
     endpoint: String,
     child: Option<Child>,
     /// The stderr of all its processes.
@@ -83,12 +87,30 @@ impl Node {
     fn new(name: &str, dir: &Path, flags: &[&str]) -> Self {
         let flags = flags.iter().map(ToString::to_string).collect();
         let dir = dir.join(name);
-        Self { name: name.to_owned(), dir, flags, endpoint: String::new(), child: None, log: Arc::default() }
+        let (name, listen) = (name.to_owned(), "127.0.0.1:0".to_owned());
+        let endpoint = String::new();
+        Self { name, dir, flags, namespace: None, listen, endpoint, child: None, log: Arc::default() }
     }
 
     /// A node of this name, in a directory of its own below `dir`. Its domain is its name.
     pub(crate) fn start(name: &str, dir: &Path, flags: &[&str]) -> Self {
         let mut node = Self::new(name, dir, flags);
+        node.start_again();
+        node
+    }
+
+    /// The same, at another address.
+    pub(crate) fn at(listen: &str, name: &str, dir: &Path, flags: &[&str]) -> Self {
+        let mut node = Self::new(name, dir, flags);
+        node.listen = listen.to_owned();
+        node.start_again();
+        node
+    }
+
+    /// The same, in another network namespace.
+    pub(crate) fn within(namespace: &str, listen: &str, name: &str, dir: &Path, flags: &[&str]) -> Self {
+        let mut node = Self::new(name, dir, flags);
+        (node.namespace, node.listen) = (Some(namespace.to_owned()), listen.to_owned());
         node.start_again();
         node
     }
@@ -108,8 +130,16 @@ impl Node {
     }
 
     fn command(&self) -> Command {
-        let listen = self.endpoint.strip_prefix("http://").unwrap_or("127.0.0.1:0");
-        let mut command = Command::new(TAGALONG);
+        let listen = self.endpoint.strip_prefix("http://").unwrap_or(&self.listen);
+        let mut command = match &self.namespace {
+            None => Command::new(TAGALONG),
+            Some(namespace) => {
+                // It becomes the node itself: killed by its own id like any other.
+                let mut command = Command::new("ip");
+                command.args(["netns", "exec", namespace, TAGALONG]);
+                command
+            }
+        };
         command.arg("serve").arg("--dir").arg(&self.dir).args(["--domain", &self.name, "--listen", listen]);
         command.args(&self.flags).env("RUST_LOG", "info");
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
