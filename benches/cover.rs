@@ -16,7 +16,7 @@ struct Stream {
 
 impl Stream {
     fn new(f: u8, length: u32) -> Self {
-        let settings = CoverSettings { f, members: 8, wait_us: 1_000, custody_bytes_max: 0 };
+        let settings = CoverSettings { f, members: 8, wait_us: 1_000, custody_bytes_max: 0, patience_us: 1_000_000 };
         let epoch = Epoch { generation: 0, number: 1, node: NodeId(1) };
         let mut cover = Cover::new(settings, epoch, "here", Lsn(0), Lsn(1), Time(0));
         for client in 0..OWNERS {

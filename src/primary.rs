@@ -89,6 +89,9 @@ pub struct PrimarySettings {
     pub stripe_members: usize,
     /// A stripe waits this long for members that may come, where any may come at all.
     pub stripe_wait_us: u64,
+    /// A client that has not confirmed a share, or the tag of its own entry, for this long is passed over for another, so
+    /// that one that sleeps does not hold up what others cover.
+    pub confirm_patience_us: u64,
     /// Where *f* is 0: bytes of window shares sent for every 100 bytes written, at most; 0 for none.
     pub window_percent: u32,
     /// When a session breaks, up to this many bytes of what only it held are given to others; 0 for none.
@@ -142,6 +145,7 @@ impl Default for PrimarySettings {
             uncovered: Uncovered::WhenStable,
             stripe_members: 8,
             stripe_wait_us: 500,
+            confirm_patience_us: 100_000,
             window_percent: 200,
             custody_bytes_max: 64 << 20,
             require_backup: false,
@@ -196,6 +200,7 @@ impl PrimarySettings {
                 wrong("f: covering needs a share key, or the word that all clients may see everything")
             }
             _ if self.stripe_wait_us > 1_000_000 => wrong("stripe_wait_us: at most a second"),
+            _ if self.confirm_patience_us < 1_000 => wrong("confirm_patience_us: at least a millisecond"),
             _ if !(1..=64).contains(&self.stripe_members) => wrong("stripe_members must lie between 1 and 64"),
             _ if self.window == 0 || self.batch_max == 0 => wrong("window and batch_max must not be 0"),
             _ if self.command_bytes_max == 0 || self.command_bytes_max > u64::from(u32::MAX) => {

@@ -74,6 +74,7 @@ impl Primary {
             members: self.settings.stripe_members,
             wait_us: self.settings.stripe_wait_us,
             custody_bytes_max: self.settings.custody_bytes_max,
+            patience_us: self.settings.confirm_patience_us,
         };
         // What lies below is held by its authors alone, if this process went on in the reign of an earlier one.
         let next = if settings.f > 0 { self.water.stable().next() } else { self.water.head().next() };

@@ -32,11 +32,13 @@ use crate::rule::{self, Rule};
 
 mod counts;
 mod domain;
+mod patience;
 mod session;
 mod stripe;
 
 pub use counts::CoverCounts;
 pub use domain::Domain;
+use patience::Patience;
 use session::Session;
 use stripe::{Open, Opened, encode};
 
@@ -51,6 +53,8 @@ pub struct CoverSettings {
     pub wait_us: u64,
     /// Bytes of what one leaving client held that are given to others; 0 for none.
     pub custody_bytes_max: u64,
+    /// Who has not confirmed for this long is passed over for somebody else, in microseconds.
+    pub patience_us: u64,
 }
 
 /// An entry that is not settled.
@@ -115,6 +119,8 @@ pub struct Cover {
     shares: BTreeMap<u64, (u64, usize)>,
     next_share: u64,
     unplaced: BTreeSet<(u64, usize)>,
+    /// Entries of which copies are to be made.
+    to_copy: Vec<Lsn>,
     /// Somebody came, or has room again.
     retry: bool,
     pushes: Vec<(ClientId, Share)>,
@@ -128,6 +134,7 @@ pub struct Cover {
     turned: Time,
     cursor: ClientId,
     now: Time,
+    patience: Patience,
     counts: CoverCounts,
 }
 
@@ -156,6 +163,7 @@ impl Cover {
             shares: BTreeMap::new(),
             next_share: now.0,
             unplaced: BTreeSet::new(),
+            to_copy: Vec::new(),
             retry: false,
             pushes: Vec::new(),
             kept: BTreeMap::new(),
@@ -165,6 +173,7 @@ impl Cover {
             turned: Time(0),
             cursor: ClientId(0),
             now,
+            patience: Patience::default(),
             counts: CoverCounts::default(),
         }
     }
@@ -423,37 +432,54 @@ impl Cover {
         id
     }
 
-    /// Finds a holder for a row, or notes that there is none.
-    fn place(&mut self, id: u64, at: usize) {
-        let Some(stripe) = self.stripes.get(&id) else { return };
-        let Row { body, cost, .. } = stripe.rows[at].clone();
-        let until = stripe.until;
+    /// The domains of a stripe's owners and holders.
+    fn taken<'a>(&'a self, stripe: &'a Stripe) -> Vec<&'a Domain> {
+        if !rule::on(Rule::DistinctDomains) {
+            return Vec::new();
+        }
         let holders = stripe.rows.iter().filter_map(|row| row.holder.map(|(client, _)| client));
-        let taken = holders.filter_map(|client| self.sessions.get(&client)).map(|session| &session.domain);
-        let taken: Vec<&Domain> =
-            if rule::on(Rule::DistinctDomains) { stripe.owners.iter().chain(taken).collect() } else { Vec::new() };
+        let holders = holders.filter_map(|client| self.sessions.get(&client)).map(|session| &session.domain);
+        stripe.owners.iter().chain(holders).collect()
+    }
+
+    /// The next session in turn that can hold the row; one that is late only if that is asked for.
+    fn find_holder(&self, id: u64, at: usize, late: bool) -> Option<ClientId> {
+        let stripe = self.stripes.get(&id)?;
+        let cost = stripe.rows[at].cost;
+        let taken = self.taken(stripe);
         let fits = |session: &Session| {
             let free = session.counts && !session.leaving && session.used + cost <= session.room;
-            free && !taken.contains(&&session.domain)
+            free && session.late == late && !taken.contains(&&session.domain)
         };
         let after = self.sessions.range((Bound::Excluded(self.cursor), Bound::Unbounded));
         let mut around = after.chain(self.sessions.range(..=self.cursor));
-        let Some(client) = around.find(|(_, session)| fits(session)).map(|(client, _)| *client) else {
+        around.find(|(_, session)| fits(session)).map(|(client, _)| *client)
+    }
+
+    /// Finds a holder for a row, or notes that there is none.
+    fn place(&mut self, id: u64, at: usize) {
+        let Some(client) = self.find_holder(id, at, false).or_else(|| self.find_holder(id, at, true)) else {
+            let Some(stripe) = self.stripes.get(&id) else { return };
+            let taken = self.taken(stripe);
             // Where others are there, but all of them are owners or have a row already, no wait for the next one to come
             // is needed: each member is copied.
             let crowded = !stripe.owners.is_empty() && self.domains.keys().all(|domain| taken.contains(&domain));
             if crowded && self.domains.len() > usize::from(self.settings.f) {
+                self.to_copy.extend(&stripe.members);
                 self.unplaced.remove(&(id, at));
-                for lsn in stripe.members.clone() {
-                    if lsn > self.stable && self.entry(lsn).is_some_and(|entry| entry.copies.is_empty()) {
-                        self.copy(lsn);
-                    }
-                }
             } else {
                 self.unplaced.insert((id, at));
             }
             return;
         };
+        self.give(id, at, client);
+    }
+
+    /// Pushes a row to a holder.
+    fn give(&mut self, id: u64, at: usize, client: ClientId) {
+        let Some(stripe) = self.stripes.get(&id) else { return };
+        let Row { body, cost, .. } = stripe.rows[at].clone();
+        let until = stripe.until;
         self.cursor = client;
         self.unplaced.remove(&(id, at));
         let share = self.next_share();
@@ -471,6 +497,9 @@ impl Cover {
 
     /// The cache of `client` holds this share.
     pub fn confirmed(&mut self, client: ClientId, share: u64) {
+        if let Some(session) = self.sessions.get_mut(&client) {
+            session.late = false;
+        }
         let Some((id, at)) = self.shares.get(&share).copied() else { return };
         let Some(row) = self.stripes.get_mut(&id).and_then(|stripe| stripe.rows.get_mut(at)) else { return };
         if row.holder == Some((client, share)) {
@@ -481,6 +510,9 @@ impl Cover {
 
     /// The cache of `client` holds the tag of its entry at `lsn`.
     pub fn tagged(&mut self, client: ClientId, lsn: Lsn) {
+        if let Some(session) = self.sessions.get_mut(&client) {
+            session.late = false;
+        }
         let stands = self.sessions.contains_key(&client);
         if let Some(entry) = self.entry_mut(lsn).filter(|entry| entry.owner == Some(client)) {
             entry.tagged = true;
@@ -574,14 +606,29 @@ impl Cover {
         if !coming && !self.open.is_empty() && self.nobody_can_fill(now) {
             self.seal_all();
         }
+        self.hurry(now);
         if std::mem::take(&mut self.retry) {
             for (id, at) in std::mem::take(&mut self.unplaced) {
                 self.place(id, at);
             }
         }
+        self.copy_noted();
         if self.first <= self.settled() {
             // The checkpoint had passed what waited for members.
             self.stabilize(self.stable);
+        }
+    }
+
+    /// Makes the copies that are to be made. How long they are needed is known when no stripe of the entry is open.
+    fn copy_noted(&mut self) {
+        while let Some(lsn) = self.to_copy.pop() {
+            let Some(entry) = self.entry(lsn).filter(|entry| lsn > self.stable && entry.copies.is_empty()) else {
+                continue;
+            };
+            if entry.open > 0 {
+                self.seal_all();
+            }
+            self.copy(lsn);
         }
     }
 
@@ -591,9 +638,10 @@ impl Cover {
         }
     }
 
-    /// When an open stripe is due.
+    /// When an open stripe is due, or somebody is late.
     pub fn next_timeout(&self) -> Option<Time> {
-        self.open.oldest().map(|since| since.after(self.settings.wait_us))
+        let due = self.open.oldest().map(|since| since.after(self.settings.wait_us));
+        due.into_iter().chain(self.next_overdue()).min()
     }
 
     fn note_active(&mut self, now: Time, client: ClientId) {

@@ -10,7 +10,7 @@ use crate::world::{EPOCH, HERE};
 
 /// Writes of `owners` in turn, of the lengths that are drawn; everything is confirmed at once, and soon stable.
 fn stream(owners: u64, f: u8, writes: u64, mut length: impl FnMut() -> u32) -> CoverCounts {
-    let settings = CoverSettings { f, members: 8, wait_us: 1_000, custody_bytes_max: 0 };
+    let settings = CoverSettings { f, members: 8, wait_us: 1_000, custody_bytes_max: 0, patience_us: 1_000_000 };
     let mut cover = Cover::new(settings, EPOCH, HERE, Lsn(0), Lsn(1), Time(0));
     for client in 1..=owners {
         cover.join(ClientId(client.into()), 1, "", 1 << 40, Request(0));
@@ -80,7 +80,7 @@ fn stripes_of_mixed_sizes_waste_little() {
 /// What operators are told of a covered entry's way: the wait for its stripe, and from then on for the confirmations.
 #[test]
 fn the_parts_of_an_entry_s_way_add_up() {
-    let settings = CoverSettings { f: 1, members: 8, wait_us: 500, custody_bytes_max: 0 };
+    let settings = CoverSettings { f: 1, members: 8, wait_us: 500, custody_bytes_max: 0, patience_us: 1_000_000 };
     let mut cover = Cover::new(settings, EPOCH, HERE, Lsn(0), Lsn(1), Time(0));
     for client in 1..=3 {
         cover.join(ClientId(client), 1, "", 1 << 40, Request(0));

@@ -74,11 +74,13 @@ fn flush() -> impl Strategy<Value = Flush> {
 }
 
 fn settings(f: impl Strategy<Value = u8>, custody: impl Strategy<Value = u64>) -> impl Strategy<Value = CoverSettings> {
-    (f, 1..=5usize, Just(1_000u64), custody).prop_map(|(f, members, wait_us, custody_bytes_max)| CoverSettings {
+    let patience = prop_oneof![Just(500u64), Just(3_000), Just(1_000_000)];
+    (f, 1..=5usize, custody, patience).prop_map(|(f, members, custody_bytes_max, patience_us)| CoverSettings {
         f,
         members,
-        wait_us,
+        wait_us: 1_000,
         custody_bytes_max,
+        patience_us,
     })
 }
 

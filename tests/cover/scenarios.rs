@@ -8,7 +8,8 @@ use crate::world::{Cache, Flush, Plan, Site, Step, World};
 
 /// One failure domain may be lost, and each client is one.
 fn world(rooms: &[u64]) -> World {
-    let settings = CoverSettings { f: 1, members: 8, wait_us: 1_000, custody_bytes_max: u64::MAX };
+    let settings =
+        CoverSettings { f: 1, members: 8, wait_us: 1_000, custody_bytes_max: u64::MAX, patience_us: 1_000_000 };
     let sites = rooms.iter().map(|room| Site { domain: "", room: *room }).collect();
     World::new(&Plan { settings, sites, steps: Vec::new() })
 }
@@ -109,4 +110,57 @@ fn what_a_holder_kept_takes_room_when_it_comes_back() {
     world.step(&Step::Stabilize { by: 1 }, Flush::Idle);
     world.step(&Step::Return { client: 1, cache: Cache::Same }, Flush::Idle);
     assert_eq!(world.cover.held(), (0, 0));
+}
+
+/// One that sleeps held up everybody until its stream was found broken, for what is covered is covered in order.
+#[test]
+fn a_holder_that_sleeps_is_passed_over() {
+    for sleeper in [1, 2] {
+        let mut world = world(&[ROOM; 3]);
+        let calm_for_others = |world: &mut World| {
+            world.step(&Step::Calm { but: Some(sleeper) }, Flush::Idle);
+            oracle::check(world, true, &mut Looked::default()).unwrap();
+        };
+        for _ in 0..2 {
+            write(&mut world, 0);
+            calm_for_others(&mut world);
+        }
+        // The shares go round: one of them is with the sleeper.
+        assert!(world.cover.covered() < Lsn(2));
+        world.step(&Step::Pass { us: 1_000_000 }, Flush::Idle);
+        calm_for_others(&mut world);
+        assert_eq!(world.cover.covered(), Lsn(2));
+        // And it is given nothing from now on.
+        for _ in 0..4 {
+            write(&mut world, 0);
+            calm_for_others(&mut world);
+        }
+        assert_eq!(world.cover.covered(), Lsn(6));
+        // Until it wakes, and keeps what it was given.
+        calm(&mut world);
+        let kept = world.clients[sleeper].image.shares.len();
+        assert!(kept > 0);
+        for _ in 0..2 {
+            write(&mut world, 0);
+            calm(&mut world);
+        }
+        assert!(world.clients[sleeper].image.shares.len() > kept);
+        world.step(&Step::Stabilize { by: 8 }, Flush::Idle);
+        calm(&mut world);
+        assert_eq!(world.cover.held(), (0, 0));
+    }
+}
+
+/// The same where it is the author who sleeps, and does not confirm its tag.
+#[test]
+fn an_author_that_sleeps_is_passed_over() {
+    let mut world = world(&[ROOM; 4]);
+    write(&mut world, 0);
+    write(&mut world, 1);
+    world.step(&Step::Calm { but: Some(0) }, Flush::Idle);
+    assert_eq!(world.cover.covered(), Lsn(0));
+    world.step(&Step::Pass { us: 1_000_000 }, Flush::Idle);
+    world.step(&Step::Calm { but: Some(0) }, Flush::Idle);
+    oracle::check(&world, true, &mut Looked::default()).unwrap();
+    assert_eq!(world.cover.covered(), Lsn(2));
 }

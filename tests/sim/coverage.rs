@@ -19,10 +19,19 @@ pub struct Damage {
     pub session: Option<u64>,
     /// When the primary noticed.
     pub noticed: Option<u64>,
-    /// The last entry of the log then: nothing that was lost concerns a later one.
+    /// The last entry of the log when the primary noticed, as far as that has come: until then the client may own entries
+    /// that were on their way, and be thought to hold shares.
     pub head: (Epoch, Lsn),
     /// The client goes on with the rest.
     pub torn: bool,
+}
+
+impl Damage {
+    fn notice(&mut self, now: u64, head: (Epoch, Lsn)) {
+        if self.noticed.is_none() {
+            (self.noticed, self.head) = (Some(now), head);
+        }
+    }
 }
 
 /// One in so many acknowledgements is checked against every loss that it should survive.
@@ -31,8 +40,7 @@ const SAMPLE: u64 = 16;
 impl Oracle {
     /// What a client had confirmed is lost, or a part of it.
     pub fn on_damage(&mut self, at: usize, session: Option<u64>, torn: bool, now: u64) {
-        let last = self.reigns.iter().next_back();
-        let head = last.map_or((Epoch::ZERO, Lsn(0)), |(epoch, reign)| (*epoch, Lsn(reign.log.len() as u64)));
+        let head = self.head();
         let noticed = session.is_none().then_some(now);
         self.views[at].torn |= torn;
         self.repaired.remove(&at);
@@ -41,15 +49,22 @@ impl Oracle {
 
     /// A node has heard that a stream is gone.
     pub fn on_noticed(&mut self, stream: u64, now: u64) {
+        let head = self.head();
         for damage in self.damages.values_mut().filter(|damage| damage.session == Some(stream)) {
-            damage.noticed.get_or_insert(now);
+            damage.notice(now, head);
         }
+    }
+
+    fn head(&self) -> (Epoch, Lsn) {
+        let last = self.reigns.iter().next_back();
+        last.map_or((Epoch::ZERO, Lsn(0)), |(epoch, reign)| (*epoch, Lsn(reign.log.len() as u64)))
     }
 
     /// A session is welcomed on a cache that was opened anew.
     pub fn on_welcomed(&mut self, at: usize, now: u64) {
+        let head = self.head();
         if let Some(damage) = self.damages.get_mut(&at) {
-            damage.noticed.get_or_insert(now);
+            damage.notice(now, head);
         }
     }
 
@@ -250,7 +265,8 @@ impl Oracle {
         let opened = reigns.iter().rev().find(|(_, reign)| reign.opened.is_some()).map(|(epoch, _)| *epoch);
         self.damages.retain(|_, damage| {
             let (epoch, head) = damage.head;
-            reigns.get(&epoch).is_none_or(|reign| reign.told < head) && opened.is_none_or(|opened| opened <= epoch)
+            let open = damage.noticed.is_none() || reigns.get(&epoch).is_none_or(|reign| reign.told < head);
+            open && opened.is_none_or(|opened| opened <= epoch)
         });
     }
 }

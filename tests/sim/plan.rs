@@ -157,6 +157,7 @@ impl Plan {
             uncovered: if dice.percent(20) { Uncovered::Refuse } else { Uncovered::WhenStable },
             stripe_members: dice.pick(&[1, 2, 4, 8]),
             stripe_wait_us: dice.pick(&[0, 500, 5_000, 30_000]),
+            confirm_patience_us: dice.pick(&[2_000, 20_000, 100_000]),
             window_percent: dice.pick(&[0, 30, 100, 300]),
             custody_bytes_max: dice.pick(&[0, 600, 64 << 20, 64 << 20]),
             require_backup: dice.percent(10),

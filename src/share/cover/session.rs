@@ -25,6 +25,8 @@ pub(super) struct Session {
     pub(super) shares: BTreeSet<u64>,
     /// Entries of its own that are not covered.
     pub(super) pending: usize,
+    /// It had to be waited for too long, and has not confirmed anything since.
+    pub(super) late: bool,
 }
 
 impl Session {
@@ -43,7 +45,7 @@ impl Cover {
         fits
     }
 
-    fn occupy(&mut self, client: ClientId, share: u64, cost: u64, until: Lsn) {
+    pub(super) fn occupy(&mut self, client: ClientId, share: u64, cost: u64, until: Lsn) {
         let Some(session) = self.sessions.get_mut(&client) else { return };
         session.used += cost;
         self.next_stripe += 1;
@@ -80,7 +82,7 @@ impl Cover {
     fn enter(&mut self, client: ClientId, incarnation: u64, domain: &str, room: u64) {
         if let Some(session) = self.sessions.get_mut(&client) {
             let held = session.can_hold();
-            session.leaving = false;
+            (session.leaving, session.late) = (false, false);
             let holds = session.can_hold() && !held;
             let domain = session.domain.clone();
             // What was on its way on an older stream is sent again on this one, and in the order of its numbers.
@@ -101,6 +103,7 @@ impl Cover {
             used: 0,
             shares: BTreeSet::new(),
             pending: 0,
+            late: false,
         };
         self.count_domain(session.domain.clone(), i64::from(session.can_hold()));
         self.sessions.insert(client, session);
