@@ -95,7 +95,9 @@ fn a_transcript_that_is_wrong_fails() {
     };
     assert!(told("anna whistles a").contains("wrong.txt:5: not understood: anna whistles a"));
     assert!(told("anna writes a -> refused").contains("wrong.txt:5: expected refused, but it is acknowledged"));
-    assert!(told("anna writes a -> acknowledged\nwest: b").contains("wrong.txt:6: expected b, but it is a\n  primary east"));
+    assert!(
+        told("anna writes a -> acknowledged\nwest: b").contains("wrong.txt:6: expected b, but it is a\n  primary east")
+    );
     assert!(told("anna writes a -> acknowledged\neast is lost").contains("after healing: nobody serves"));
     assert!(told("zoe writes a -> acknowledged").contains("there is no client zoe"));
     assert!(told("whispers east sends anna are lost\nwest: nothing").contains("nothing of that kind"));

@@ -39,6 +39,8 @@ pub struct Member {
     pub life: u64,
     /// What is in the cache on disk.
     pub cache: CacheImage,
+    /// What was in it when somebody made a copy.
+    pub copy: Option<CacheImage>,
     pub cache_stalls: bool,
     pub stores: VecDeque<Vec<CacheOp>>,
     pub stored: u64,
@@ -64,6 +66,7 @@ impl Member {
             core: None,
             life: 0,
             cache,
+            copy: None,
             cache_stalls: false,
             stores: VecDeque::new(),
             stored: 0,

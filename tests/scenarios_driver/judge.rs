@@ -27,6 +27,7 @@ pub struct Written {
 pub struct Asked {
     /// Words that were acknowledged when it was asked.
     must: Vec<String>,
+    /// Empty if the query was refused.
     result: Option<String>,
 }
 
@@ -80,7 +81,10 @@ impl Judge {
         if let Some(before) = client.told.get(&request) {
             let twice = before.life == told.life;
             if twice || before.reply != told.reply {
-                self.violate(format!("I6: {} is told of request {request} twice, as {before:?} and {told:?}", client.name));
+                self.violate(format!(
+                    "I6: {} is told of request {request} twice, as {before:?} and {told:?}",
+                    client.name
+                ));
             }
         }
         let Some(tag) = told.tag.filter(|_| told.is_reply()) else { return };
@@ -118,9 +122,8 @@ impl Judge {
             self.violate(format!("I6: {} is told of query {id} twice, or never asked it", client.name));
             return;
         };
-        if let Ok(result) = result {
-            asked.result = Some(String::from_utf8_lossy(result).into_owned());
-        }
+        asked.result =
+            Some(result.as_ref().map_or_else(|_| String::new(), |it| String::from_utf8_lossy(it).into_owned()));
     }
 
     /// I7: once a reign is open that heard everybody, no older one tells anybody anything new.
@@ -274,9 +277,8 @@ impl Judge {
                     // Who cannot be told any more is named in the report.
                     None if named.contains(&client.id) && !client.is_live() => {}
                     None if self.local || self.forced && client.over.is_some() => {}
-                    None => {
-                        self.violate(format!("I10: request {request} of {name} was acknowledged at {tag:?}, and is lost"))
-                    }
+                    None => self
+                        .violate(format!("I10: request {request} of {name} was acknowledged at {tag:?}, and is lost")),
                 }
             }
         }
@@ -294,7 +296,7 @@ impl Judge {
         let mut wrong = None;
         for ((at, _, _), asked) in &self.asked {
             let client = &clients[*at];
-            let Some(result) = asked.result.as_deref() else { continue };
+            let Some(result) = asked.result.as_deref().filter(|result| !result.is_empty()) else { continue };
             let seen: Vec<&str> = result.split(' ').filter(|word| *word != "nothing").collect();
             let told = client.was_rolled_back() || !client.is_live() || self.local;
             if !told && !list.iter().take(seen.len()).eq(seen.iter().copied()) {
@@ -332,9 +334,8 @@ impl Judge {
             let (client, request) = (&clients[it.client].name, it.request);
             self.violate(format!("I9: request {request} of {client} has no outcome"));
         }
-        let asking = |((at, _, _), asked): &(&(usize, u64, u64), &Asked)| {
-            asked.result.is_none() && clients[*at].is_live()
-        };
+        let asking =
+            |((at, _, _), asked): &(&(usize, u64, u64), &Asked)| asked.result.is_none() && clients[*at].is_live();
         let unanswered = self.asked.iter().find(asking).map(|((at, _, _), _)| *at);
         if let Some(at) = unanswered {
             self.violate(format!("I9: a query of {} has no result", clients[at].name));

@@ -25,6 +25,7 @@
 //! east dies, anna dies                  the process; what was on disk is there when it
 //! east starts again                     on it
 //! east is lost, anna is lost            with everything it had
+//! anna's cache is copied                and `anna starts again on the copy`, as of then
 //! anna reconnects                       her streams break, and she dials again
 //! anna is cut off from east             until `anna is back`; without `from east`, from every node
 //! the link is cut, the link is back     between nodes
@@ -116,6 +117,8 @@ pub enum Step {
     Die(String),
     Lose(String),
     Start(String),
+    CopyCache(String),
+    StartOnCopy(String),
     Reconnect(String),
     CutOff(String, Option<String>),
     Back(String),
@@ -294,6 +297,8 @@ fn act(words: &[&str]) -> Option<Step> {
         [who, "dies"] => Step::Die(own(who)),
         [who, "is", "lost"] => Step::Lose(own(who)),
         [who, "starts", "again"] => Step::Start(own(who)),
+        [who, "'s", "cache", "is", "copied"] => Step::CopyCache(own(who)),
+        [who, "starts", "again", "on", "the", "copy"] => Step::StartOnCopy(own(who)),
         [who, "reconnects"] => Step::Reconnect(own(who)),
         [who, "is", "cut", "off"] => Step::CutOff(own(who), None),
         [who, "is", "cut", "off", "from", node] => Step::CutOff(own(who), Some(own(node))),
@@ -356,10 +361,12 @@ fn act(words: &[&str]) -> Option<Step> {
 
 fn see(words: &[&str]) -> Option<(Ask, String)> {
     let yes = |yes: bool| own(if yes { "yes" } else { "no" });
-    let list = |words: &[&str]| names(words).map(|mut names| {
-        names.sort();
-        names.join(" ")
-    });
+    let list = |words: &[&str]| {
+        names(words).map(|mut names| {
+            names.sort();
+            names.join(" ")
+        })
+    };
     let seen = match words {
         [nodes @ .., ":", "nothing"] => (Ask::Lists(names(nodes)?), own("nothing")),
         [who, "holds", "nothing"] => (Ask::Holds(own(who)), own("nothing")),
@@ -377,7 +384,9 @@ fn see(words: &[&str]) -> Option<(Ask, String)> {
             (Ask::Outcome(commands(words)?), own(how))
         }
         [word, "waits"] => (Ask::Outcome(vec![own(word)]), own("waits")),
-        [node, "is", role @ ("open" | "recovering" | "down" | "deposed" | "stopped")] => (Ask::Role(own(node)), own(role)),
+        [node, "is", role @ ("open" | "recovering" | "down" | "deposed" | "stopped")] => {
+            (Ask::Role(own(node)), own(role))
+        }
         [node, "is", "a", "backup"] => (Ask::Role(own(node)), own("backup")),
         [node, "is", "in", "sync"] => (Ask::InSync(own(node)), yes(true)),
         [node, "is", "not", "in", "sync"] => (Ask::InSync(own(node)), yes(false)),
@@ -402,7 +411,9 @@ fn see(words: &[&str]) -> Option<(Ask, String)> {
         [who, "keeps", "shares"] => (Ask::Shares(own(who)), yes(true)),
         [who, "is", "attached", "to", node] => (Ask::Attached(own(who)), own(node)),
         [who, "is", "attached", "nowhere"] => (Ask::Attached(own(who)), own("nowhere")),
-        [who, "is", "told", "that", rest @ .., "is" | "are", "lost"] => (Ask::ToldLost(own(who)), commands(rest)?.join(" ")),
+        [who, "is", "told", "that", rest @ .., "is" | "are", "lost"] => {
+            (Ask::ToldLost(own(who)), commands(rest)?.join(" "))
+        }
         [who, "is", "told", "of", "no", "loss"] => (Ask::ToldLost(own(who)), own("nothing")),
         [who, "is", "told", "of", "a", "rollback"] => (Ask::RolledBack(own(who)), yes(true)),
         [who, "is", "told", "of", "no", "rollback"] => (Ask::RolledBack(own(who)), yes(false)),

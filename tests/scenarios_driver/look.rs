@@ -38,7 +38,8 @@ impl Play {
                 let at = self.node(node)?;
                 let written = self.world.judge.words.get(word).ok_or_else(|| format!("nobody wrote {word}"))?;
                 let client = self.world.clients[written.client].id;
-                let is_it = |origin: tagalong::log::Origin| origin.client == client && origin.request == written.request;
+                let is_it =
+                    |origin: tagalong::log::Origin| origin.client == client && origin.request == written.request;
                 let mut log = self.world.nodes[at].log.iter().map(|record| &record.entry.header);
                 let header = log.find(|header| header.origin.is_some_and(is_it));
                 Ok(header.map_or("nowhere".to_owned(), |header| yes(header.epoch.node != self.world.nodes[at].id)))
@@ -200,9 +201,7 @@ impl Play {
             }
             Ask::RolledBack(name) => yes(self.world.clients[self.client(name)?].was_rolled_back()),
             Ask::Waiting(name) => {
-                let waits = |event: &ClientEvent| {
-                    matches!(event, ClientEvent::Waiting(why) if why.code() == tagalong::Code::BackupUnavailable)
-                };
+                let waits = |event: &ClientEvent| matches!(event, ClientEvent::Waiting(why) if why.code() == tagalong::Code::BackupUnavailable);
                 yes(self.world.clients[self.client(name)?].events.iter().any(waits))
             }
             Ask::Over(name) => self.world.clients[self.client(name)?].over.unwrap_or("going on").to_owned(),

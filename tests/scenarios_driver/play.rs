@@ -229,6 +229,16 @@ impl Play {
                 Party::Client(at) if self.world.clients[at].core.is_none() => self.world.start_client(at),
                 _ => return Err(format!("{who} is up")),
             },
+            Step::CopyCache(who) => {
+                let at = self.client(who)?;
+                self.world.clients[at].copy = Some(self.world.clients[at].cache.clone());
+            }
+            Step::StartOnCopy(who) => {
+                let at = self.client(who)?;
+                let copy = self.world.clients[at].copy.take();
+                self.world.clients[at].cache = copy.ok_or("no copy was made")?;
+                self.world.start_client(at);
+            }
             Step::Reconnect(who) => {
                 let party = self.party(who)?;
                 self.world.hang_up(party);
@@ -449,13 +459,12 @@ impl Play {
         let world = &mut self.world;
         world.holding = false;
         world.blocked.clear();
-        let ends: Vec<(Party, Party)> =
-            world.wires.values().map(|wire| (wire.pipes[0].to, wire.pipes[1].to)).collect();
+        let ends: Vec<(Party, Party)> = world.wires.values().map(|wire| (wire.pipes[0].to, wire.pipes[1].to)).collect();
         // A stream that lost something cannot go on as if nothing had been; it breaks.
         let lossy: Vec<Party> = world
             .wires
             .values()
-            .filter(|wire| wire.pipes.iter().any(|pipe| matches!(pipe.mode, Mode::Lost | Mode::Cut)))
+            .filter(|wire| wire.pipes.iter().any(|pipe| pipe.lossy))
             .map(|wire| wire.pipes[0].to)
             .collect();
         for (a, b) in ends {

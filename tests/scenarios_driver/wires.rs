@@ -67,8 +67,26 @@ impl Parcel {
 
 /// The words that [`Parcel::is`] knows.
 pub const WORDS: [&str; 20] = [
-    "what", "attaches", "requests", "frames", "confirms", "reports", "payloads", "welcomes", "pulls", "replies", "shares",
-    "checkpoints", "appends", "starts", "echoes", "grants", "fetches", "acknowledgements", "promises", "records",
+    "what",
+    "attaches",
+    "requests",
+    "frames",
+    "confirms",
+    "reports",
+    "payloads",
+    "welcomes",
+    "pulls",
+    "replies",
+    "shares",
+    "checkpoints",
+    "appends",
+    "starts",
+    "echoes",
+    "grants",
+    "fetches",
+    "acknowledgements",
+    "promises",
+    "records",
 ];
 
 /// One direction of a stream.
@@ -79,29 +97,36 @@ pub struct Pipe {
     pub life: u64,
     pub what: String,
     pub mode: Mode,
+    /// Something was lost.
+    pub lossy: bool,
     pub held: VecDeque<Parcel>,
 }
 
 impl Pipe {
     pub fn new(to: Party, life: u64) -> Self {
-        Self { to, life, what: String::new(), mode: Mode::Flowing, held: VecDeque::new() }
+        Self { to, life, what: String::new(), mode: Mode::Flowing, lossy: false, held: VecDeque::new() }
     }
 
     /// What of this comes out now.
     pub fn push(&mut self, parcel: Parcel) -> Vec<Parcel> {
         let gone = matches!(parcel, Parcel::Gone);
-        let concerned = gone || parcel.is(&self.what);
+        let concerned = !gone && parcel.is(&self.what);
         match self.mode {
-            Mode::Held if concerned && (!gone || !self.held.is_empty()) => {
+            // A stream keeps its order: what comes behind something that is held up is held up, too, and where something is
+            // lost nothing more comes but the stream's end.
+            Mode::Held if concerned || !self.held.is_empty() => {
                 self.held.push_back(parcel);
                 Vec::new()
             }
-            Mode::Lost if concerned && !gone => Vec::new(),
-            Mode::Cut if concerned && !gone => {
-                self.mode = Mode::Lost;
+            Mode::Lost if !gone && (concerned || self.lossy) => {
+                self.lossy = true;
+                Vec::new()
+            }
+            Mode::Cut if concerned => {
+                (self.mode, self.lossy) = (Mode::Lost, true);
                 vec![parcel]
             }
-            Mode::Doubled if concerned && !gone => vec![parcel.clone(), parcel],
+            Mode::Doubled if concerned => vec![parcel.clone(), parcel],
             _ => vec![parcel],
         }
     }

@@ -131,8 +131,7 @@ impl World {
 
     pub fn block(&mut self, a: Party, b: Party) {
         self.blocked.insert(ordered(a, b));
-        let conns: Vec<Conn> =
-            self.wires.iter().filter(|(_, wire)| wire.joins(a, b)).map(|(conn, _)| *conn).collect();
+        let conns: Vec<Conn> = self.wires.iter().filter(|(_, wire)| wire.joins(a, b)).map(|(conn, _)| *conn).collect();
         conns.into_iter().for_each(|conn| self.break_wire(conn, None));
     }
 
