@@ -173,8 +173,10 @@ pub enum Ask {
 /// Reads one transcript.
 pub fn parse(path: &Path, text: &str) -> Result<Script, String> {
     let file = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    let mut lines = text.lines().enumerate().map(|(at, line)| (at + 1, line.trim()));
-    let title = lines.next().and_then(|(_, line)| line.strip_prefix("# ")).unwrap_or_default().to_owned();
+    let lines = text.lines().enumerate().map(|(at, line)| (at + 1, line.trim()));
+    // The comment at the top, over as many lines as it takes.
+    let title: Vec<&str> = text.lines().map_while(|line| line.strip_prefix("# ")).collect();
+    let title = title.join(" ");
     if title.is_empty() {
         return Err(format!("{file}:1: a scenario begins with its title, as a comment"));
     }

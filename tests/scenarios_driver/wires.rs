@@ -110,7 +110,7 @@ impl Pipe {
     /// What of this comes out now.
     pub fn push(&mut self, parcel: Parcel) -> Vec<Parcel> {
         let gone = matches!(parcel, Parcel::Gone);
-        let concerned = !gone && parcel.is(&self.what);
+        let concerned = parcel.is(&self.what);
         match self.mode {
             // A stream keeps its order: what comes behind something that is held up is held up, too, and where something is
             // lost nothing more comes but the stream's end.
@@ -122,11 +122,11 @@ impl Pipe {
                 self.lossy = true;
                 Vec::new()
             }
-            Mode::Cut if concerned => {
+            Mode::Cut if concerned && !gone => {
                 (self.mode, self.lossy) = (Mode::Lost, true);
                 vec![parcel]
             }
-            Mode::Doubled if concerned => vec![parcel.clone(), parcel],
+            Mode::Doubled if concerned && !gone => vec![parcel.clone(), parcel],
             _ => vec![parcel],
         }
     }
