@@ -101,6 +101,9 @@ fn a_transcript_that_is_wrong_fails() {
     assert!(told("anna writes a -> acknowledged\neast is lost").contains("after healing: nobody serves"));
     assert!(told("zoe writes a -> acknowledged").contains("there is no client zoe"));
     assert!(told("whispers east sends anna are lost\nwest: nothing").contains("nothing of that kind"));
+    assert!(told("west's machine errs\nwest: error").contains("after healing: I1: backup and primary differ"));
+    let halted = told("west's machine errs\nanna writes a -> acknowledged");
+    assert!(halted.contains("wrong.txt:6: west halts"), "{halted}");
     let untitled = language::parse(&path, "primary east\n").err().unwrap();
     assert!(untitled.contains("begins with its title"));
     let silent = language::parse(&path, "# It only starts.\nprimary east\n").err().unwrap();
