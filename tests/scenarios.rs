@@ -31,6 +31,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 
 use language::Script;
+use tagalong::rule::Rule;
 
 /// The transcripts, by name.
 fn files() -> Vec<(PathBuf, String)> {
@@ -77,6 +78,8 @@ fn transcripts_are_tidy() {
         let fine = stem.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-');
         assert!(fine && stem.contains('-'), "{name}: lower-case words, the first of which is the group");
         let script = language::parse(path, text).unwrap_or_else(|error| panic!("{error}"));
+        let known = |rule: &String| Rule::ALL.iter().any(|known| format!("{known:?}") == *rule);
+        assert!(script.needs.iter().all(known), "{name}: there is no such rule in {:?}", script.needs);
         assert!(script.title.ends_with('.') && script.title.len() > 20, "{name}: a title says what happens");
         assert!(titles.insert(script.title.clone()), "{name}: another one has the same title");
         assert!(text.lines().all(|line| line.len() <= 120), "{name}: a line is too long");

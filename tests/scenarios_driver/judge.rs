@@ -353,13 +353,13 @@ impl Judge {
     /// I1: what two nodes have of one reign is the same; told at the end, for every node that is left.
     pub fn check_copies(&mut self, nodes: &[Node]) {
         for node in nodes {
-            let of_level = node.log.iter().find(|record| {
+            let other = node.log.iter().find(|record| {
                 let header = &record.entry.header;
                 let noop = header.body == Body::Noop && header.origin.is_none();
                 let known = self.ordered.get(&(header.epoch, header.lsn));
                 !noop && known.is_some_and(|(known, payload)| known != header || *payload != record.entry.payload)
             });
-            if let Some(record) = of_level {
+            if let Some(record) = other {
                 let what = format!("I1: {} has {record:?}, which was never ordered so", node.name);
                 self.violate(what);
             }

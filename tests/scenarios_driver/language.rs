@@ -47,7 +47,9 @@
 //! not healed: why                       the scenario ends without healing
 //! ```
 //!
-//! What else can be seen is in [`see`].
+//! What else can be seen is in [`see`]; what else is sent than replies, in [`Parcel::is`](crate::wires::Parcel::is). A stream
+//! keeps its order: behind what is held up everything is, and where something is lost nothing more comes. After each step
+//! a tenth of a second passes; after the last everything that can be mended is, everybody dials, and there has to be rest.
 
 use std::path::Path;
 
