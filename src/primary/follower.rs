@@ -114,6 +114,11 @@ impl Primary {
         }
         let promising = matches!(self.phase, Phase::Promising { .. } | Phase::Fetching { .. });
         if !promising && hello.promised > self.epoch.max(self.marks.promised) {
+            if hello.promised.node == self.marks.node && self.state.target() == Target::Backup(hello.node) {
+                // It promised that to an earlier process here, which then died: the next one must not go on in this reign.
+                self.marks.promised = hello.promised;
+                self.save_marks(out);
+            }
             self.depose(hello.promised, out);
             return Err(Error::new(Code::Deposed, "this primary was of an older epoch"));
         }

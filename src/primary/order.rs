@@ -500,7 +500,11 @@ impl Primary {
                 self.release_waiting();
                 self.advance_stable(now, out);
             }
-            Phase::Concluding { .. } => self.try_open(now, out),
+            Phase::Concluding { .. } => {
+                // Where nothing is sent before it is logged, the backup gets the outcome only now.
+                self.pump(out);
+                self.try_open(now, out);
+            }
             Phase::Fetching { .. } => self.on_fetched(now, out),
             _ => {}
         }
