@@ -1,0 +1,118 @@
+//! Small scope, exhaustively: every interleaving of a few clients and commands, breadth first over the states of the real
+//! cores, within a bound on faults.
+
+#![cfg(feature = "seeded-bugs")]
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation, unreachable_pub)]
+
+mod carry;
+mod moves;
+mod oracle;
+mod plan;
+mod plans;
+mod print;
+mod search;
+mod world;
+
+use search::{Outcome, explore};
+
+fn show(name: &str, outcome: &Outcome) {
+    let Outcome { states, steps, rests, depth, complete, found, seconds } = outcome;
+    let end = if *complete { "complete" } else { "cut short" };
+    let end = if found.is_some() { "VIOLATED" } else { end };
+    println!(
+        "{name:<28} {states:>9} states {steps:>9} steps {rests:>7} at rest  depth {depth:>3}  {seconds:>6.1} s  {end}"
+    );
+}
+
+/// `TAGALONG_PLAN=name`, and perhaps `TAGALONG_RULE=Manifest` and `TAGALONG_STATES=1000000`: one exploration, with its trace.
+#[test]
+#[ignore = "shows one exploration"]
+fn one() {
+    let Ok(name) = std::env::var("TAGALONG_PLAN") else { return };
+    let off = std::env::var("TAGALONG_RULE").ok();
+    let rules = tagalong::rule::Rule::ALL;
+    let off = off.map(|off| rules.into_iter().find(|rule| format!("{rule:?}") == off).expect("the name of a rule"));
+    let most = std::env::var("TAGALONG_STATES").map_or(1_000_000, |most| most.parse().unwrap());
+    for plan in plans::all().iter().filter(|plan| plan.name.starts_with(&name)) {
+        let outcome = explore(plan, off, most);
+        show(plan.name, &outcome);
+        if let Some(found) = &outcome.found {
+            println!("{}: {}", found.invariant, found.what);
+            found.trace.iter().enumerate().for_each(|(number, line)| println!("{:>3}  {line}", number + 1));
+        }
+    }
+}
+
+/// `TAGALONG_RULE=Manifest`, or all of them: a table of what finds each.
+#[test]
+#[ignore = "the long form"]
+fn every_rule_within_small_scope() {
+    let only = std::env::var("TAGALONG_RULE").ok();
+    let most = std::env::var("TAGALONG_STATES").map_or(1_000_000, |most| most.parse().unwrap());
+    let mut missed = Vec::new();
+    for rule in tagalong::rule::Rule::ALL {
+        let name = format!("{rule:?}");
+        if only.as_ref().is_some_and(|only| *only != name) {
+            continue;
+        }
+        for case in plans::cases().iter().filter(|case| case.rules.contains(&rule)) {
+            let outcome = explore(&case.plan, Some(rule), most);
+            let Outcome { states, seconds, .. } = outcome;
+            let plan = case.plan.name;
+            match &outcome.found {
+                Some(found) => {
+                    let (moves, invariant) = (found.trace.len(), found.invariant);
+                    let what: String = found.what.chars().take(100).collect();
+                    println!("{name:<24} {plan:<24} {states:>8} {moves:>3} {seconds:>6.1} s  {invariant}: {what}");
+                    if only.is_some() {
+                        found.trace.iter().enumerate().for_each(|(at, line)| println!("{:>3}  {line}", at + 1));
+                    }
+                }
+                None => {
+                    let end = if outcome.complete { "complete" } else { "cut short" };
+                    println!("{name:<24} {plan:<24} {states:>8}   - {seconds:>6.1} s  {end}");
+                    missed.push(rule);
+                }
+            }
+        }
+    }
+    assert!(missed.is_empty(), "nothing goes wrong without {missed:?}");
+}
+
+/// Every configuration with every rule on.
+#[test]
+#[ignore = "the long form"]
+fn all_plans() {
+    let most = std::env::var("TAGALONG_STATES").map_or(1_000_000, |most| most.parse().unwrap());
+    let mut wrong = Vec::new();
+    for plan in plans::all() {
+        let outcome = explore(&plan, None, most);
+        show(plan.name, &outcome);
+        if let Some(found) = &outcome.found {
+            println!("{}: {}", found.invariant, found.what);
+            found.trace.iter().enumerate().for_each(|(number, line)| println!("{:>3}  {line}", number + 1));
+            wrong.push(plan.name);
+        }
+    }
+    assert!(wrong.is_empty(), "violations in {wrong:?}");
+}
+
+/// The small ones, whole, and the beginning of the others; and the rules that are missed soon.
+#[test]
+fn small_worlds() {
+    for plan in plans::all() {
+        let outcome = explore(&plan, None, 1_500);
+        show(plan.name, &outcome);
+        if let Some(found) = &outcome.found {
+            found.trace.iter().enumerate().for_each(|(number, line)| println!("{:>3}  {line}", number + 1));
+            panic!("{} violates {}: {}", plan.name, found.invariant, found.what);
+        }
+    }
+    for case in plans::cases() {
+        for rule in case.rules.iter().filter(|rule| plans::QUICK.contains(rule)) {
+            let outcome = explore(&case.plan, Some(*rule), 6_000);
+            show(&format!("without {rule:?}"), &outcome);
+            assert!(outcome.found.is_some(), "{} goes well without {rule:?}", case.plan.name);
+        }
+    }
+}
