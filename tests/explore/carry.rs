@@ -125,6 +125,7 @@ impl World {
                     let primary = backup.into_primary(Time(self.now), &mut more);
                     node.core = Core::Primary(Box::new(primary));
                     node.follows = None;
+                    self.check_base(at);
                     out.extend(more);
                 }
                 Output::Halt(error) => self.violate("halt", format!("node {at} stops: {error}")),

@@ -35,6 +35,8 @@ pub enum Move {
     Break(u32, bool),
     CrashClient(u8, u8, bool),
     LoseClient(u8),
+    /// A client's machine crashes, and its cache is what it was when the exploration began.
+    Tear(u8),
     CrashNode(u8, u8, bool),
     LoseNode(u8, bool),
     /// The primary's site, and with it a client and whoever shares its failure domain.
@@ -63,8 +65,11 @@ impl World {
         let plan = &self.plan.0;
         let mut moves = Vec::new();
         for (id, stream) in &self.streams {
+            let link = matches!(stream.ends[0].at, At::Node(_));
+            let standing = stream.ends.iter().all(|end| end.open && !end.broken);
             for side in 0..2 {
-                if stream.ends[side].open && !stream.ends[side].inbox.is_empty() {
+                let far = plan.far && link && standing && self.exploring;
+                if stream.ends[side].open && !stream.ends[side].inbox.is_empty() && !far {
                     moves.push(Move::Deliver(u32::try_from(*id).expect("small"), byte(side)));
                 }
             }
@@ -167,7 +172,8 @@ impl World {
         let all_dead = dead.iter().all(|dead| *dead) && recovery.phase != "pulling";
         // With f domains missing it concludes alone.
         let alone = primary.state().start().f > 0 && dead.len() <= usize::from(primary.state().start().f);
-        all_dead && !(alone && recovery.missing.is_empty()) && (!dead.is_empty() || !recovery.missing.is_empty())
+        let whole = recovery.missing.is_empty();
+        all_dead && !(whole && (alone || dead.is_empty()))
     }
 
     pub fn next_due(&self) -> Option<(u64, At)> {
@@ -229,6 +235,9 @@ impl World {
             if left.client_losses > 0 {
                 moves.push(Move::LoseClient(byte(at)));
             }
+            if left.tears > 0 && client.older.is_some() && client.called == 0 {
+                moves.push(Move::Tear(byte(at)));
+            }
             if left.ghosts > 0 && client.ghost.is_some() && self.ghost_stream(at).is_some() {
                 moves.push(Move::Ghost(byte(at)));
             }
@@ -253,7 +262,9 @@ impl World {
                 }
             }
             // Nobody promises anything for the loss of more, before what an earlier loss took was made good.
-            let repaired = left.client_losses == self.plan.0.faults.client_losses || self.due().is_empty();
+            let allowed = &self.plan.0.faults;
+            let whole = (left.client_losses, left.tears) == (allowed.client_losses, allowed.tears);
+            let repaired = whole || self.due().is_empty();
             if primary && left.disasters > 0 && !lonely && repaired {
                 let live = |client: &usize| self.clients[*client].is_live();
                 moves.extend((0..self.clients.len()).filter(live).map(|it| Move::Disaster(byte(at), byte(it))));
@@ -382,6 +393,14 @@ impl World {
                 }
                 self.clients[us(at)].edit().core = None;
                 self.cut_all(At::Client(us(at)), lossy);
+            }
+            Move::Tear(at) => {
+                self.left.tears -= 1;
+                let member = self.clients[us(at)].edit();
+                member.core = None;
+                member.stores.clear();
+                member.stored = member.older.take().map_or_else(Default::default, |older| *older);
+                self.cut_all(At::Client(us(at)), true);
             }
             Move::LoseClient(at) => {
                 self.left.client_losses -= 1;
@@ -577,6 +596,8 @@ impl World {
                 format!("it is attached to {:?}, not {epoch}", core.attached())
             } else if let Some(request) = client.view.first_open() {
                 format!("{request} is not answered")
+            } else if let Some((request, _)) = core.image().unanswered().next() {
+                format!("{request} has no reply")
             } else if !client.view.asked.is_empty() || core.unsent() > 0 {
                 format!("queries {:?} are not answered, or {} not sent", client.view.asked, core.unsent())
             } else {

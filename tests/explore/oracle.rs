@@ -287,7 +287,9 @@ impl World {
         }
         if let Some(wrong) = wrong {
             self.violate("I5", wrong);
-        } else if report.policy.is_none() && !(report.gaps.is_empty() && (report.missing.is_empty() || old_f > 0)) {
+        } else if report.policy.is_none()
+            && !(report.gaps.is_empty() && (report.missing.is_empty() || old_f > 0 && !self.oracle.forced))
+        {
             self.violate("I10", format!("nobody decided on what is missing: {report:?}"));
         }
     }
@@ -302,6 +304,19 @@ impl World {
                 self.violate("I9", format!("{client:?} is suspended, whose entry {last} is not stable"));
                 return;
             }
+        }
+    }
+
+    /// I5: a takeover begins with what was ordered in the reign that it recovers from.
+    pub fn check_base(&mut self, at: usize) {
+        let node = &self.nodes[at];
+        let Some(primary) = node.primary() else { return };
+        let of = primary.state().epoch();
+        let Some(old) = self.oracle.reigns.get(&of) else { return };
+        let other = node.log.iter().map(|record| &record.entry.header).zip(&old.log).find(|(ours, old)| ours != old);
+        if let Some((ours, old)) = other {
+            let what = format!("node {at} takes over with {ours:?}, where {of} had {old:?}");
+            self.violate("I5", what);
         }
     }
 

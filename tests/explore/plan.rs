@@ -24,6 +24,8 @@ pub struct Faults {
     pub client_crashes: u8,
     /// Clients that are gone with their cache.
     pub client_losses: u8,
+    /// Clients whose cache goes back to what it was at the beginning; only for those that call nothing.
+    pub tears: u8,
     /// Primaries that crash and start again.
     pub primary_crashes: u8,
     /// Backups that crash and start again.
@@ -62,6 +64,8 @@ pub struct Plan {
     pub joined: usize,
     /// The backup is attached and in sync when it begins.
     pub attached: bool,
+    /// The backup is so far away that nothing reaches it, or comes from it.
+    pub far: bool,
     /// The disks of these nodes take their time: what is durable is a choice.
     pub slow_disks: [bool; 3],
     /// So does the first node's state machine.
@@ -104,6 +108,7 @@ impl Plan {
             faults: Faults::default(),
             joined: scripts.len(),
             attached: true,
+            far: false,
             slow_disks: [false; 3],
             slow_machine: false,
             slow_caches: false,

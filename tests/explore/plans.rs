@@ -3,7 +3,6 @@
 use tagalong::log::{GapPolicy, Level};
 use tagalong::rule::Rule;
 
-use crate::moves::Move;
 use crate::plan::{Call, Faults, Plan};
 use crate::world::{At, World};
 
@@ -18,6 +17,7 @@ const NONE: Faults = Faults {
     cuts: 0,
     client_crashes: 0,
     client_losses: 0,
+    tears: 0,
     primary_crashes: 0,
     backup_crashes: 0,
     primary_losses: 0,
@@ -48,6 +48,76 @@ fn suspended(world: &mut World) {
     world.pass(10_000);
     let known = world.nodes[0].primary().and_then(|primary| primary.state().session(world.clients[0].id).cloned());
     assert_eq!(known.map(|session| session.standing), Some(tagalong::session::Standing::Suspended));
+}
+
+/// A covered service with stripes of two, whose members wait for each other; both have written of late.
+fn striped(name: &'static str, scripts: &[&[Call]]) -> Plan {
+    let faults = Faults { disasters: 1, ticks: 4, ..NONE };
+    let mut plan = Plan { faults, begin: wrote, ..Plan::covered(name, scripts) };
+    plan.primary.stripe_wait_us = 1_000_000;
+    plan
+}
+
+/// The first two have written, and that is stable.
+fn wrote(world: &mut World) {
+    world.call(0);
+    world.call(1);
+    world.settle();
+    world.pass(100_000);
+}
+
+/// The backup has all of the log, and was not granted.
+fn ungranted(world: &mut World) {
+    let end = world.nodes[0].durable();
+    world.dial(At::Node(1), 0);
+    world.settle_until(|world| world.nodes[1].durable() >= end);
+    assert!(!world.nodes[1].marks.in_sync);
+    (0..world.clients.len()).for_each(|client| world.dial(At::Client(client), 1));
+    let link = *world.streams.iter().find(|(_, stream)| stream.ends[0].at == At::Node(1)).expect("a link").0;
+    world.break_stream(link, true);
+    world.settle();
+}
+
+/// The backup has the log of the first reign, and the primary, which lost that it has a backup, is in its second.
+fn unknown(world: &mut World) {
+    let end = world.nodes[0].durable();
+    world.dial(At::Node(1), 0);
+    world.settle_until(|world| world.nodes[1].durable() >= end);
+    world.crash_node(0, 0, true);
+    world.settle();
+    world.start_node(0);
+    world.settle();
+    world.dial(At::Client(0), 0);
+    world.dial(At::Client(0), 1);
+    world.settle();
+}
+
+/// Both have written and are answered; neither the backup nor the primary's disk has it, and the primary crashes.
+fn tail_lost(world: &mut World) {
+    let link = *world.streams.iter().find(|(_, stream)| stream.ends[0].at == At::Node(1)).expect("a link").0;
+    world.break_stream(link, true);
+    world.settle();
+    world.call(0);
+    world.settle_until(|world| world.clients[0].view.first_open().is_none());
+    world.call(1);
+    world.settle_until(|world| world.clients[1].view.first_open().is_none());
+    world.crash_node(0, 0, true);
+    world.settle();
+}
+
+/// The second client wrote, then the first; the second is lost with the primary.
+fn one_lost(world: &mut World) {
+    let link = *world.streams.iter().find(|(_, stream)| stream.ends[0].at == At::Node(1)).expect("a link").0;
+    world.break_stream(link, true);
+    world.settle();
+    world.call(1);
+    world.settle_until(|world| world.clients[1].view.first_open().is_none());
+    world.call(0);
+    world.settle_until(|world| world.clients[0].view.first_open().is_none());
+    world.crash_node(0, 0, true);
+    world.nodes[0].edit().lost = true;
+    world.lose_domain(1);
+    world.settle();
 }
 
 fn serving(mut plan: Plan, lowest: Level) -> Plan {
@@ -165,16 +235,27 @@ pub fn cases() -> Vec<Case> {
             &[StreamEpoch, RefuseOldEpoch],
             Plan { faults: Faults { primary_crashes: 1, ghosts: 1, ..NONE }, ..new("stragglers", &[&[W, W]]) },
         ),
+        case(&[UnknownEpochSuperseded], {
+            let faults = takeover;
+            let slow_disks = [true, false, false];
+            Plan { faults, slow_disks, attached: false, force: true, begin: unknown, ..new("by force", &[&[W]]) }
+        }),
+        case(&[BackToBase], {
+            let faults = Faults { primary_losses: 1, resolves: 1, ..NONE };
+            let slow_disks = [true, false, false];
+            let gaps = GapPolicy::Skip;
+            let mut plan =
+                Plan { faults, slow_disks, gaps, begin: tail_lost, ..new("a reign that never opens", &[&[W], &[W]]) };
+            plan.primary.replication_window_bytes = 1;
+            plan
+        }),
+        case(&[ReportEpoch], {
+            let faults = Faults { primary_crashes: 1, ..NONE };
+            Plan { faults, begin: one_lost, ..new("two takeovers", &[&[W], &[W]]) }
+        }),
         case(
-            &[CoverConfirmed, AbsentInSync],
+            &[CoverConfirmed],
             Plan { faults: Faults { disasters: 1, ticks: 4, ..NONE }, ..Plan::covered("disaster", &[&[C], &[], &[]]) },
-        ),
-        case(
-            &[MembersByRequest, HoldStripe],
-            Plan {
-                faults: Faults { disasters: 1, ticks: 4, ..NONE },
-                ..Plan::covered("disaster, two", &[&[C], &[C], &[]])
-            },
         ),
         case(
             &[CoverOrigin],
@@ -183,36 +264,51 @@ pub fn cases() -> Vec<Case> {
                 ..Plan::covered("disaster, seen", &[&[C], &[Q], &[]])
             },
         ),
+        case(&[MembersByRequest], Plan { far: true, ..striped("stripe", &[&[C, C], &[C, C], &[]]) }),
+        case(&[HoldStripe], striped("stripe, backup", &[&[C, C], &[C, C], &[]])),
+        case(&[HoldersDrained], striped("a member leaves", &[&[C, C], &[C, C, END], &[]])),
         case(
             &[DistinctDomains],
             Plan {
                 faults: Faults { disasters: 1, ticks: 4, ..NONE },
                 domains: vec!["rack", "rack", "other"],
-                ..Plan::covered("disaster, one rack", &[&[C], &[], &[]])
+                far: true,
+                ..Plan::covered("disaster, one rack", &[&[C, C], &[], &[]])
             },
         ),
         case(
             &[Custody],
             Plan {
                 faults: Faults { client_losses: 1, disasters: 1, ticks: 4, ..NONE },
-                slow_disks: [false, true, false],
-                ..Plan::covered("two in a row", &[&[C], &[], &[], &[]])
+                far: true,
+                ..Plan::covered("two in a row", &[&[C], &[], &[]])
             },
         ),
         case(
-            &[HoldersDrained],
+            &[ConfirmByIncarnation],
             Plan {
-                faults: Faults { disasters: 1, ticks: 4, ..NONE },
-                ..Plan::covered("a holder leaves", &[&[C], &[END], &[END], &[]])
+                faults: Faults { tears: 1, disasters: 1, ticks: 4, ..NONE },
+                far: true,
+                ..Plan::covered("a torn cache", &[&[C], &[], &[]])
             },
         ),
         case(
             &[CoverEcho],
             Plan {
                 faults: Faults { suspicions: 1, ticks: 4, ..NONE },
-                ..Plan::covered("split, covered", &[&[C], &[Q], &[]])
+                ..Plan::covered("split, covered", &[&[S], &[Q]])
             },
         ),
+        case(&[AbsentInSync], {
+            let faults = Faults { disasters: 1, ticks: 4, ..NONE };
+            Plan {
+                faults,
+                attached: false,
+                force: true,
+                begin: ungranted,
+                ..Plan::covered("by force, covered", &[&[C], &[]])
+            }
+        }),
     ]
 }
 
@@ -245,6 +341,3 @@ pub const QUICK: [Rule; 22] = [
 pub fn all() -> Vec<Plan> {
     cases().into_iter().map(|case| case.plan).collect()
 }
-
-#[allow(dead_code)]
-const UNUSED: (Call, Call, GapPolicy, Option<Move>, Option<At>) = (C, END, GapPolicy::Skip, None, None);

@@ -78,6 +78,8 @@ pub struct Member {
     pub session: Option<u64>,
     pub view: View,
     pub ghost: Option<Box<ClientFrame>>,
+    /// Its cache as it was when the exploration began, where it may go back to that.
+    pub older: Option<Box<CacheImage>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -132,6 +134,8 @@ pub struct World {
     /// How often each pair was connected.
     pub dials: BTreeMap<(At, usize), u8>,
     pub left: Faults,
+    /// What comes before is done.
+    pub exploring: bool,
     pub oracle: Part<Oracle>,
     pub violation: Option<(&'static str, String)>,
 }
@@ -212,6 +216,7 @@ impl Member {
             session: None,
             view: View::default(),
             ghost: None,
+            older: None,
         }
     }
 
@@ -239,6 +244,7 @@ impl World {
             streams: BTreeMap::new(),
             dials: BTreeMap::new(),
             left: Faults::default(),
+            exploring: false,
             oracle: Part::new(Oracle::new(&plan.primary)),
             violation: None,
         };
@@ -262,7 +268,12 @@ impl World {
         world.settle();
         (plan.begin)(&mut world);
         world.left = plan.faults;
-        world.clients.iter_mut().for_each(|client| client.edit().ghost = None);
+        world.exploring = true;
+        for client in &mut world.clients {
+            let client = client.edit();
+            client.ghost = None;
+            client.older = (plan.faults.tears > 0).then(|| Box::new(client.stored.clone()));
+        }
         world.nodes.iter_mut().for_each(|node| node.edit().ghost = None);
         world
     }
