@@ -171,7 +171,8 @@ impl World {
         let dead: Vec<bool> = recovery.awaited.iter().map(gone).collect();
         let all_dead = dead.iter().all(|dead| *dead) && recovery.phase != "pulling";
         // With f domains missing it concludes alone.
-        let alone = primary.state().start().f > 0 && dead.len() <= usize::from(primary.state().start().f);
+        let f = primary.state().start().f;
+        let alone = f > 0 && !self.oracle.forced && dead.len() <= usize::from(f);
         let whole = recovery.missing.is_empty();
         all_dead && !(whole && (alone || dead.is_empty()))
     }
@@ -232,10 +233,12 @@ impl World {
                     }
                 }
             }
-            if left.client_losses > 0 {
+            // After a disaster nobody promises anything for more.
+            let before = left.disasters == self.plan.0.faults.disasters;
+            if left.client_losses > 0 && before {
                 moves.push(Move::LoseClient(byte(at)));
             }
-            if left.tears > 0 && client.older.is_some() && client.called == 0 {
+            if left.tears > 0 && before && client.older.is_some() && client.called == 0 {
                 moves.push(Move::Tear(byte(at)));
             }
             if left.ghosts > 0 && client.ghost.is_some() && self.ghost_stream(at).is_some() {

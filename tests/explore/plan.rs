@@ -81,6 +81,8 @@ pub struct Plan {
     /// An operator promotes by force what is not in sync.
     pub force: bool,
     pub gaps: GapPolicy,
+    /// Nothing that was acknowledged may be lost, though an operator concludes: what is missing was made good before.
+    pub firm: bool,
     /// What is done before the exploration begins.
     pub begin: fn(&mut World),
     /// Moves at most, from there.
@@ -117,6 +119,7 @@ impl Plan {
             queries_first: false,
             force: false,
             gaps: GapPolicy::Stop,
+            firm: false,
             begin: |_| {},
             depth: u32::MAX,
         }

@@ -66,6 +66,22 @@ fn wrote(world: &mut World) {
     world.pass(100_000);
 }
 
+/// And the second has written once more, which waits in an open stripe, and is answered as it is stable.
+fn wrote_again(world: &mut World) {
+    wrote(world);
+    world.call(1);
+    world.settle();
+    assert!(world.clients[1].view.first_open().is_none());
+}
+
+/// The second client does not reach the backup as yet.
+fn apart(world: &mut World) {
+    let between = |ends: &[crate::world::End; 2]| ends[0].at == At::Client(1) && ends[1].at == At::Node(1);
+    let stream = *world.streams.iter().find(|(_, stream)| between(&stream.ends)).expect("a stream").0;
+    world.break_stream(stream, true);
+    world.settle();
+}
+
 /// The backup has all of the log, and was not granted.
 fn ungranted(world: &mut World) {
     let end = world.nodes[0].durable();
@@ -84,7 +100,6 @@ fn unknown(world: &mut World) {
     world.dial(At::Node(1), 0);
     world.settle_until(|world| world.nodes[1].durable() >= end);
     world.crash_node(0, 0, true);
-    world.settle();
     world.start_node(0);
     world.settle();
     world.dial(At::Client(0), 0);
@@ -102,7 +117,6 @@ fn tail_lost(world: &mut World) {
     world.call(1);
     world.settle_until(|world| world.clients[1].view.first_open().is_none());
     world.crash_node(0, 0, true);
-    world.settle();
 }
 
 /// The second client wrote, then the first; the second is lost with the primary.
@@ -117,7 +131,6 @@ fn one_lost(world: &mut World) {
     world.crash_node(0, 0, true);
     world.nodes[0].edit().lost = true;
     world.lose_domain(1);
-    world.settle();
 }
 
 fn serving(mut plan: Plan, lowest: Level) -> Plan {
@@ -266,7 +279,10 @@ pub fn cases() -> Vec<Case> {
         ),
         case(&[MembersByRequest], Plan { far: true, ..striped("stripe", &[&[C, C], &[C, C], &[]]) }),
         case(&[HoldStripe], striped("stripe, backup", &[&[C, C], &[C, C], &[]])),
-        case(&[HoldersDrained], striped("a member leaves", &[&[C, C], &[C, C, END], &[]])),
+        case(
+            &[HoldersDrained],
+            Plan { begin: wrote_again, ..striped("a member leaves", &[&[C, C], &[C, C, END], &[]]) },
+        ),
         case(
             &[DistinctDomains],
             Plan {
@@ -280,6 +296,7 @@ pub fn cases() -> Vec<Case> {
             &[Custody],
             Plan {
                 faults: Faults { client_losses: 1, disasters: 1, ticks: 4, ..NONE },
+                firm: true,
                 far: true,
                 ..Plan::covered("two in a row", &[&[C], &[], &[]])
             },
@@ -296,6 +313,7 @@ pub fn cases() -> Vec<Case> {
             &[CoverEcho],
             Plan {
                 faults: Faults { suspicions: 1, ticks: 4, ..NONE },
+                begin: apart,
                 ..Plan::covered("split, covered", &[&[S], &[Q]])
             },
         ),
