@@ -47,6 +47,13 @@ impl World {
             if !std::mem::take(&mut flush) {
                 return;
             }
+            if self.plan.0.batches && self.exploring {
+                let late = self.nodes[at].primary().is_some();
+                if self.nodes[at].flush_due != late {
+                    self.nodes[at].edit().flush_due = late;
+                }
+                return;
+            }
             todo.push_back(Input::Flush);
         }
     }

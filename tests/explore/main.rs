@@ -33,7 +33,7 @@ fn one() {
     let rules = tagalong::rule::Rule::ALL;
     let off = off.map(|off| rules.into_iter().find(|rule| format!("{rule:?}") == off).expect("the name of a rule"));
     let most = std::env::var("TAGALONG_STATES").map_or(1_000_000, |most| most.parse().unwrap());
-    for plan in plans::all().iter().filter(|plan| plan.name.starts_with(&name)) {
+    for plan in plans::all().iter().chain(&plans::wide()).filter(|plan| plan.name.starts_with(&name)) {
         let outcome = explore(plan, off, most);
         show(plan.name, &outcome);
         if let Some(found) = &outcome.found {
@@ -85,7 +85,8 @@ fn every_rule_within_small_scope() {
 fn all_plans() {
     let most = std::env::var("TAGALONG_STATES").map_or(1_000_000, |most| most.parse().unwrap());
     let mut wrong = Vec::new();
-    for plan in plans::all() {
+    let only = std::env::var("TAGALONG_PLAN").unwrap_or_default();
+    for plan in plans::all().into_iter().chain(plans::wide()).filter(|plan| plan.name.contains(&only)) {
         let outcome = explore(&plan, None, most);
         show(plan.name, &outcome);
         if let Some(found) = &outcome.found {

@@ -25,6 +25,7 @@ pub enum Move {
     Follow(u8),
     Disk(u8),
     Work(u8),
+    Flush(u8),
     Store(u8),
     StartClient(u8),
     StartNode(u8),
@@ -102,6 +103,9 @@ impl World {
             }
             if !node.queue.is_empty() {
                 moves.push(Move::Disk(byte(at)));
+            }
+            if node.flush_due {
+                moves.push(Move::Flush(byte(at)));
             }
             if node.task.is_some() {
                 moves.push(Move::Work(byte(at)));
@@ -349,6 +353,10 @@ impl World {
                     self.step_node(us(at), input);
                 }
             }
+            Move::Flush(at) => {
+                self.nodes[us(at)].edit().flush_due = false;
+                self.step_node(us(at), Input::Flush);
+            }
             Move::Store(at) => {
                 if let Some(input) = self.store(us(at)) {
                     self.step_client(us(at), input);
@@ -519,7 +527,7 @@ impl World {
     pub fn crash_node(&mut self, at: usize, keep: usize, lossy: bool) {
         let node = self.nodes[at].edit();
         node.core = Core::Down;
-        (node.serving, node.task) = (None, None);
+        (node.serving, node.task, node.flush_due) = (None, None, false);
         node.queue.truncate(keep);
         while !node.queue.is_empty() {
             node.complete();

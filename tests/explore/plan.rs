@@ -66,6 +66,8 @@ pub struct Plan {
     pub attached: bool,
     /// The backup is so far away that nothing reaches it, or comes from it.
     pub far: bool,
+    /// Nodes flush when they like: what came until then is ordered, answered and replicated together.
+    pub batches: bool,
     /// The disks of these nodes take their time: what is durable is a choice.
     pub slow_disks: [bool; 3],
     /// So does the first node's state machine.
@@ -111,6 +113,7 @@ impl Plan {
             joined: scripts.len(),
             attached: true,
             far: false,
+            batches: false,
             slow_disks: [false; 3],
             slow_machine: false,
             slow_caches: false,

@@ -330,6 +330,94 @@ pub fn cases() -> Vec<Case> {
     ]
 }
 
+/// Larger worlds, and faults that come together, for the long form: with every rule on nothing may go wrong.
+pub fn wide() -> Vec<Plan> {
+    let new = Plan::new;
+    let one = Faults { primary_losses: 1, ..NONE };
+    let covered = Faults { disasters: 1, ticks: 4, ..NONE };
+    let slow = [true, true, false];
+    let logging = |mut plan: Plan| {
+        plan.primary.log_before_send = true;
+        plan
+    };
+    vec![
+        Plan { faults: Faults { primary_crashes: 1, ..NONE }, slow_disks: slow, ..new("restart", &[&[W], &[W]]) },
+        Plan {
+            faults: Faults { primary_crashes: 1, primary_losses: 1, ..NONE },
+            slow_disks: [true, false, false],
+            ..new("restart, then lost", &[&[W]])
+        },
+        Plan {
+            faults: Faults {
+                breaks: 1,
+                cuts: 1,
+                client_crashes: 1,
+                primary_crashes: 1,
+                backup_crashes: 1,
+                primary_losses: 1,
+                ..NONE
+            },
+            ..new("everything once", &[&[W]])
+        },
+        logging(Plan {
+            faults: Faults { primary_crashes: 1, primary_losses: 1, ..NONE },
+            slow_disks: [true, false, false],
+            ..new("log first, with a backup", &[&[W], &[Q]])
+        }),
+        serving(Plan { faults: one, ..new("local", &[&[W], &[W, Q]]) }, Level::Local),
+        serving(Plan { faults: Faults { breaks: 1, ..one }, ..new("stable", &[&[W], &[Q]]) }, Level::Stable),
+        Plan { faults: Faults { suspicions: 1, ..NONE }, ..new("split, tagged", &[&[W], &[Q]]) },
+        Plan {
+            faults: Faults { primary_crashes: 1, ..one },
+            slow_disks: [false, true, false],
+            ..new("crash in a takeover", &[&[W], &[W]])
+        },
+        Plan {
+            faults: Faults { client_crashes: 1, ..one },
+            slow_caches: true,
+            ..new("client crash in a takeover", &[&[W], &[Q]])
+        },
+        Plan {
+            faults: Faults { client_losses: 1, ..one },
+            gaps: GapPolicy::Skip,
+            ..new("a gap is skipped", &[&[W], &[W], &[W]])
+        },
+        suspending(Plan {
+            faults: Faults { breaks: 1, ticks: 2, ..one },
+            early_ticks: true,
+            ..new("suspend, then takeover", &[&[W]])
+        }),
+        Plan { faults: one, batches: true, ..new("batches", &[&[W], &[W]]) },
+        Plan { faults: Faults { breaks: 1, ..NONE }, batches: true, ..new("batches, a break", &[&[W, Q], &[W]]) },
+        Plan { faults: Faults { breaks: 1, ..one }, ..new("close", &[&[W, END], &[W]]) },
+        Plan { faults: Faults { ends: 1, breaks: 1, ..one }, ..new("an operator ends one", &[&[W], &[W]]) },
+        Plan {
+            faults: Faults { cuts: 1, primary_crashes: 1, suspicions: 1, ..NONE },
+            attached: false,
+            slow_disks: slow,
+            ..new("attach, and crashes", &[&[W]])
+        },
+        Plan { faults: Faults { client_crashes: 1, ..one }, volatile: true, ..new("no caches", &[&[W], &[W]]) },
+        Plan {
+            faults: Faults { client_crashes: 1, ..covered },
+            far: true,
+            slow_caches: true,
+            ..Plan::covered("covered, a client crash", &[&[C], &[Q], &[]])
+        },
+        Plan {
+            faults: Faults { breaks: 1, ..covered },
+            far: true,
+            ..Plan::covered("covered, a break", &[&[C], &[C], &[]])
+        },
+        Plan {
+            faults: Faults { primary_crashes: 1, ..covered },
+            slow_disks: [true, false, false],
+            ..Plan::covered("covered, a restart", &[&[C], &[], &[]])
+        },
+        Plan { batches: true, far: true, ..striped("covered, batches", &[&[C, C], &[C, C], &[]]) },
+    ]
+}
+
 /// Missed within a few thousand states.
 pub const QUICK: [Rule; 22] = [
     Rule::OpenStable,

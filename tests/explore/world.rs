@@ -55,6 +55,8 @@ pub struct Node {
     pub list: Vec<u8>,
     /// What the state machine is asked for, where it takes its time.
     pub task: Option<(Vec<Entry>, usize)>,
+    /// It has inputs that it did not flush.
+    pub flush_due: bool,
     pub founder: bool,
     pub follows: Option<usize>,
     pub lost: bool,
@@ -296,6 +298,7 @@ impl World {
             queue: VecDeque::new(),
             list: Vec::new(),
             task: None,
+            flush_due: false,
             founder,
             follows,
             lost: false,
@@ -315,6 +318,7 @@ impl World {
         let now = Time(self.now);
         let node = self.nodes[at].edit();
         (node.saves, node.list, node.serving, node.task) = (0, Vec::new(), None, None);
+        node.flush_due = false;
         let after = node.log.iter().filter(|record| record.lsn() > node.marks.base);
         if let Some(cut) = provisional_cut(&node.marks, after.map(|record| &record.entry.header)) {
             node.log.retain(|record| record.lsn() <= cut);
