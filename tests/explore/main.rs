@@ -1,5 +1,31 @@
 //! Small scope, exhaustively: every interleaving of a few clients and commands, breadth first over the states of the real
-//! cores, within a bound on faults.
+//! cores (they are values: `Clone + Eq + Hash`), within a bound on faults. The first violation has a shortest trace.
+//!
+//! A [`plan::Plan`] says who is there, what is called and which faults there may be. In a [`world::World`] every message
+//! of every stream, every write to a slow disk or cache, every call, connection, restart and act of an operator is a move of
+//! its own ([`moves`]). [`oracle`] judges as things happen; a world where nothing is due any more has to be at rest with
+//! everything answered.
+//!
+//! What is done at once, without a choice, and why nothing is lost by that:
+//!
+//! * A client flushes after every input, and confirms with that. A later confirm is a frame that travels longer.
+//! * Reads of a log and cuts are answered where they come to stand in the disk's queue: the core waits for them.
+//! * Two worlds that differ only in the order of moves that commute are one: streams are numbered by whom they join and not
+//!   by when, time moves only by ticks, and so both orders lead to the same fingerprint. Nothing else is left out as
+//!   symmetric, or as independent.
+//! * Nobody connects to a node that would send them away at once, and a deposed node is set aside after what it sent.
+//!
+//! What is a bound, beside the faults' number: a node flushes, and its state machine answers, after every input (but where a
+//! plan says `batches` or `slow_machine`); disks and caches are fast but where a plan says otherwise, and a crash keeps a
+//! prefix of what was on its way, in order; when a stream breaks, either all of what is on its way still arrives or none
+//! (anything between is a break after some deliveries, but for stragglers that are lost in part); only the stream that
+//! serves a session breaks; time moves only when nothing else is due (but with `early_ticks`); what a plan's `begin` does
+//! happens in one order.
+//!
+//! ```sh
+//! cargo test --release --no-default-features --features seeded-bugs --test explore -- --ignored --nocapture --test-threads 1 all_plans every_rule
+//! TAGALONG_PLAN=takeover TAGALONG_RULE=Manifest cargo test --release --no-default-features --features seeded-bugs --test explore -- --ignored --nocapture one
+//! ```
 
 #![cfg(feature = "seeded-bugs")]
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation, unreachable_pub)]
@@ -20,7 +46,7 @@ fn show(name: &str, outcome: &Outcome) {
     let end = if *complete { "complete" } else { "cut short" };
     let end = if found.is_some() { "VIOLATED" } else { end };
     println!(
-        "{name:<28} {states:>9} states {steps:>9} steps {rests:>7} at rest  depth {depth:>3}  {seconds:>6.1} s  {end}"
+        "{name:<28} {states:>9} states {steps:>9} steps {rests:>5} judged at rest  depth {depth:>3}  {seconds:>6.1} s  {end}"
     );
 }
 
@@ -48,7 +74,7 @@ fn one() {
 #[ignore = "the long form"]
 fn every_rule_within_small_scope() {
     let only = std::env::var("TAGALONG_RULE").ok();
-    let most = std::env::var("TAGALONG_STATES").map_or(1_000_000, |most| most.parse().unwrap());
+    let most = std::env::var("TAGALONG_STATES").map_or(300_000, |most| most.parse().unwrap());
     let mut missed = Vec::new();
     for rule in tagalong::rule::Rule::ALL {
         let name = format!("{rule:?}");
@@ -83,7 +109,7 @@ fn every_rule_within_small_scope() {
 #[test]
 #[ignore = "the long form"]
 fn all_plans() {
-    let most = std::env::var("TAGALONG_STATES").map_or(1_000_000, |most| most.parse().unwrap());
+    let most = std::env::var("TAGALONG_STATES").map_or(300_000, |most| most.parse().unwrap());
     let mut wrong = Vec::new();
     let only = std::env::var("TAGALONG_PLAN").unwrap_or_default();
     for plan in plans::all().into_iter().chain(plans::wide()).filter(|plan| plan.name.contains(&only)) {
@@ -98,20 +124,21 @@ fn all_plans() {
     assert!(wrong.is_empty(), "violations in {wrong:?}");
 }
 
-/// The small ones, whole, and the beginning of the others; and the rules that are missed soon.
+/// The small ones, whole; and the rules that are missed soon.
 #[test]
 fn small_worlds() {
-    for plan in plans::all() {
-        let outcome = explore(&plan, None, 1_500);
+    for plan in plans::all().iter().filter(|plan| plans::SMALL.contains(&plan.name)) {
+        let outcome = explore(plan, None, 20_000);
         show(plan.name, &outcome);
         if let Some(found) = &outcome.found {
             found.trace.iter().enumerate().for_each(|(number, line)| println!("{:>3}  {line}", number + 1));
             panic!("{} violates {}: {}", plan.name, found.invariant, found.what);
         }
+        assert!(outcome.complete && outcome.rests > 0, "{} is small, and comes to rest", plan.name);
     }
     for case in plans::cases() {
         for rule in case.rules.iter().filter(|rule| plans::QUICK.contains(rule)) {
-            let outcome = explore(&case.plan, Some(*rule), 6_000);
+            let outcome = explore(&case.plan, Some(*rule), 10_000);
             show(&format!("without {rule:?}"), &outcome);
             assert!(outcome.found.is_some(), "{} goes well without {rule:?}", case.plan.name);
         }

@@ -579,25 +579,26 @@ impl World {
         panic!("it does not come to rest before the exploration begins");
     }
 
-    /// At rest everything is answered, where nothing is dead that is needed, and the past is in order.
-    pub fn check_rest(&mut self) {
+    /// At rest everything is answered, where nothing is dead that is needed, and the past is in order. `false` where that is
+    /// not judged.
+    pub fn check_rest(&mut self) -> bool {
         let dialled = self.dials.iter().filter(|(_, count)| **count >= DIALS_MAX).map(|((from, _), _)| *from);
         let dialled: Vec<At> = dialled.collect();
         if let Some(client) = dialled.iter().find(|at| matches!(at, At::Client(_))) {
             self.violate("liveness", format!("{client:?} is connected again and again"));
-            return;
+            return true;
         }
         if !dialled.is_empty() || (self.plan.0.faults.ticks > 0 && self.left.ticks == 0) {
-            return;
+            return false;
         }
-        let Some(sovereign) = self.sovereign() else { return };
-        let Some(primary) = self.nodes[sovereign].primary() else { return };
+        let Some(sovereign) = self.sovereign() else { return false };
+        let Some(primary) = self.nodes[sovereign].primary() else { return false };
         let status = primary.status(Time(self.now));
         if status.status.role != Role::Primary {
             // A restart waits for the backup; a recovery, where ticks are not counted, for the time it needs.
             let what = format!("node {sovereign} does not open: {:?}", status.recovery);
             self.violate("liveness", what);
-            return;
+            return true;
         }
         let epoch = primary.epoch();
         for at in 0..self.clients.len() {
@@ -615,9 +616,10 @@ impl World {
                 continue;
             };
             self.violate("liveness", format!("client {at} waits for ever: {why}"));
-            return;
+            return true;
         }
         self.check_end(sovereign);
+        true
     }
 
     /// A move as one reads it, in the world before it.

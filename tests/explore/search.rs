@@ -41,7 +41,7 @@ pub struct Found {
 pub struct Outcome {
     pub states: usize,
     pub steps: usize,
-    /// Worlds at rest.
+    /// Worlds at rest that were judged.
     pub rests: usize,
     pub depth: u32,
     /// Everything within the plan's bounds was seen.
@@ -109,8 +109,10 @@ fn search(plan: &Arc<Plan>, off: Option<Rule>, states_max: usize) -> Outcome {
         outcome.depth = depth;
         let (moves, rest) = world.moves();
         if rest {
-            outcome.rests += 1;
-            if let Some((invariant, what)) = attempt(&mut world, World::check_rest) {
+            let mut judged = false;
+            let wrong = attempt(&mut world, |world| judged = world.check_rest());
+            outcome.rests += usize::from(judged);
+            if let Some((invariant, what)) = wrong {
                 let trace = trace(&first, &parents, number, None);
                 outcome.found = Some(Found { invariant, what, trace });
                 break 'search;
