@@ -9,7 +9,7 @@ use std::ops::Range;
 use bytes::Bytes;
 
 use super::dice::Dice;
-use super::failure::{Failure, Finding, shrink};
+use super::failure::{Check, Failure, Finding, shrink};
 use super::machine::Subject;
 use crate::store::StateMachine;
 
@@ -22,6 +22,8 @@ use world::World;
 
 /// Runs that the search for a shorter list may take: each is a whole story.
 const SHRINK_RUNS: usize = 300;
+/// The same where each run goes on for as long as it may.
+const SHRINK_ENDLESS: usize = 20;
 
 /// A command, and when in its story it is written.
 type Call = (usize, Bytes);
@@ -153,7 +155,9 @@ impl<'a, M: StateMachine> Disasters<'a, M> {
                 Ok(other) => survived.add(&other),
                 Err(found) => {
                     let run = |commands: &[Call]| self.story(seed, commands).map(|_| ());
-                    let (commands, found) = shrink(commands, found, SHRINK_RUNS, run);
+                    let endless = found.check == Check::Unfinished;
+                    let budget = if endless { SHRINK_ENDLESS } else { SHRINK_RUNS };
+                    let (commands, found) = shrink(commands, found, budget, run);
                     let commands = commands.into_iter().map(|(_, command)| command).collect();
                     return Err(Failure::new(found, seed, commands, &self.subject.show));
                 }

@@ -20,8 +20,9 @@ use crate::testing::machine::Subject;
 
 type Verdict = Result<(), Finding>;
 
-/// What may happen until everything is at rest.
-const STEPS_MAX: usize = 400_000;
+/// What may happen until everything is at rest, and for each command besides: many times what it takes.
+const STEPS_MAX: usize = 40_000;
+const STEPS_EACH: usize = 400;
 
 /// Something that can happen now.
 #[derive(Clone, Copy)]
@@ -138,20 +139,17 @@ impl<'a, M: StateMachine> World<'a, M> {
 
     fn trouble(&mut self) -> Verdict {
         let client = self.fate.index(self.clients.len());
-        let between_nodes = At::Node(self.primary);
-        match self.fate.below(7) {
+        let ends = [At::Node(self.primary), At::Node(self.backup)];
+        match self.fate.below(8) {
             0 => self.cut(|wire| wire.has(At::Client(client))),
-            1 => {
-                let other = At::Node(self.backup);
-                self.cut(|wire| wire.joins(between_nodes, other));
-            }
+            1 => self.cut(|wire| wire.joins(ends[0], ends[1])),
             2 => {
                 self.quiet_until = self.quiet_until.max(self.now.after(self.fate.below(50_000)));
                 self.survived.cuts += 1;
             }
             3 => self.kill_client(client),
-            4 => self.nodes[self.primary].keep_snapshot()?,
-            5 => self.nodes[self.backup].keep_snapshot()?,
+            4 | 5 => self.nodes[self.primary].keep_snapshot()?,
+            6 => self.nodes[self.backup].keep_snapshot()?,
             _ => {
                 self.kill_node(self.backup);
                 self.start_node(self.backup)?;
@@ -202,7 +200,8 @@ impl<'a, M: StateMachine> World<'a, M> {
     }
 
     fn until(&mut self, what: &str, so: impl Fn(&Self) -> bool) -> Verdict {
-        for _ in 0..STEPS_MAX {
+        let written: usize = self.clients.iter().map(|client| client.told.len() + client.pending.len()).sum();
+        for _ in 0..STEPS_MAX + written * STEPS_EACH {
             if so(self) {
                 return Ok(());
             }
