@@ -17,6 +17,8 @@ pub mod rule;
 pub mod session;
 pub mod share;
 pub mod store;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 pub use error::{Code, Error, ErrorKind, Result};
 #[cfg(feature = "grpc")]

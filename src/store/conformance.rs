@@ -30,6 +30,9 @@
 //! conformance::state_machine(KvStore::new, &commands, &[KvQuery::get("k").encode()]);
 //! ```
 //!
+//! With the feature `testing` this crate has a module of that name, with a suite for state machines that makes commands
+//! from dice and shortens what fails, and with disasters to put them through.
+//!
 //! Not here: full disks, failing syncs and damaged files. They look different in every store, and their tests do too.
 
 use std::io;
