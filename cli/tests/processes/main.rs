@@ -20,6 +20,8 @@ mod bad_input;
 mod client;
 mod disaster;
 mod holders;
+mod liar;
+mod lying;
 mod node;
 mod relay;
 mod restart;
