@@ -83,6 +83,9 @@ fn follow(state: &mut LogState, header: &Header) {
         return;
     }
     assert_eq!(state.end(), before.end().next(), "I1: the log is dense");
+    if let (Body::Command | Body::Noop, Some(origin)) = (&header.body, header.origin) {
+        assert!(before.session(origin.client).is_some_and(|session| origin.request >= session.next), "I6: used once");
+    }
     assert!(state.time() >= before.time() && state.epoch() >= before.epoch());
     for (client, session) in state.sessions() {
         let known = before.session(*client);

@@ -91,7 +91,13 @@ fn read_all(log: &mut FileLog) -> (Vec<Record>, bool) {
     let mut records: Vec<Record> = Vec::new();
     while Lsn(records.len() as u64 + 1) < bounds.end {
         match log.read(Lsn(records.len() as u64 + 1), 1) {
-            Ok(more) => records.extend(more),
+            Ok(more) => {
+                assert!(!more.is_empty());
+                for record in more {
+                    assert_eq!(record.lsn(), Lsn(records.len() as u64 + 1), "I1: the log is dense");
+                    records.push(record);
+                }
+            }
             Err(error) => {
                 is_typed(error);
                 return (records, false);

@@ -154,8 +154,8 @@ targets! {
     kv: bodies::codec::kv, 20000;
     share_bodies: bodies::shares::share_bodies, 20000;
     solving: bodies::shares::solving, 10000;
-    log: bodies::disk::log, 100;
-    cache: bodies::disk::cache, 60;
-    files: bodies::disk::files_of_others, 1000;
+    log: bodies::disk::log, 300;
+    cache: bodies::disk::cache, 500;
+    files: bodies::disk::files_of_others, 3000;
     cores: bodies::cores::cores, 2000;
 }

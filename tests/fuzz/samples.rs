@@ -234,13 +234,15 @@ pub(crate) fn files() -> Vec<Vec<u8>> {
         out.extend_from_slice(last);
         out
     };
-    // The end: nothing, a seal, another number, a lie about what was durable, a length that is not there.
-    let ends: [&[u8]; 5] = [
+    // The end: nothing, a seal, another number, a lie about what was durable, a length that is not there, and a content
+    // that has a byte changed where a record says its place.
+    let ends: [&[u8]; 6] = [
         &[],
         &[32, 0, 0],
         &[5, 1, 0, 9, 0, 0, 0, 0, 0, 0, 0],
         &[9, 1, 0, 99, 0, 0, 0, 0, 0, 0, 0],
         &[17, 1, 0, 0xff, 0xff, 0xff, 0xff],
+        &[2, 1, 0, 11, 0, 3],
     ];
     (0..4).flat_map(|kind| ends.iter().map(move |end| own(kind, end))).collect()
 }

@@ -23,7 +23,7 @@ const ROUNDS: u64 = 24;
 /// Connections that stand at once, on each node.
 const CONNECTIONS: usize = 200;
 /// By how much a node may grow, in KiB, at its peak: a connection has buffers.
-const GROWTH_KIB: u64 = 96 << 10;
+const GROWTH_KIB: u64 = 64 << 10;
 
 /// The most memory the process ever had, in KiB, where the system tells.
 fn peak_kib(node: &Node) -> Option<u64> {
