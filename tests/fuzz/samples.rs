@@ -44,7 +44,7 @@ fn history() -> Vec<Header> {
         Header { origin, ..bare(&plain, body) }
     };
     let open = || Body::Open(SessionInfo::default());
-    let start = || Body::EpochStart(Box::new(EpochStart::default()));
+    let start = || Body::EpochStart(Box::default());
     let missing = EpochStart { missing: vec![ClientId(100)], ..EpochStart::default() };
     vec![
         node(start()),
