@@ -39,6 +39,15 @@ mod seal;
 mod server;
 mod storage;
 
+/// The wire's own types, whose conversions are what outside bytes meet first: for this crate's tests and fuzz targets,
+/// which have to hand them bytes without a connection. Not part of the library: applications have no use for them, and
+/// `seeded-bugs` is the feature that no application turns on.
+#[cfg(feature = "seeded-bugs")]
+#[doc(hidden)]
+pub mod wire {
+    pub use super::pb::*;
+}
+
 pub use admin::AdminClient;
 pub use backup::{Backup, BackupBuilder};
 pub use client::{

@@ -21,6 +21,8 @@ mod client;
 mod disaster;
 mod disk;
 mod holders;
+mod liar;
+mod lying;
 mod namespaces;
 mod node;
 mod pauses;

@@ -220,6 +220,11 @@ impl Node {
         child.wait().unwrap();
     }
 
+    /// The id of its process.
+    pub(crate) fn process(&self) -> u32 {
+        self.child.as_ref().unwrap().id()
+    }
+
     /// SIGSTOP, say.
     pub(crate) fn signal(&self, name: &str) {
         signal(self.child.as_ref().unwrap(), name);
