@@ -252,7 +252,7 @@ impl Primary {
                 let why = "the session ended or expired; what it left unanswered has an unknown outcome";
                 self.refuse(now, conn, Error::new(Code::SessionExpired, why), out);
             }
-            None if self.state.sessions().len() >= self.settings.sessions_max => {
+            None if self.state.sessions().len() + self.opening() >= self.settings.sessions_max => {
                 let why = format!("{} sessions are open already", self.settings.sessions_max);
                 self.refuse(now, conn, Error::new(Code::TooManySessions, why), out);
             }
@@ -330,6 +330,11 @@ impl Primary {
     }
 
     /// Admits whoever waited for the checkpoint to pass its `Open` or `Resume`.
+    /// Sessions that are about to open.
+    fn opening(&self) -> usize {
+        self.in_flight.iter().filter(|client| self.state.session(**client).is_none()).count()
+    }
+
     pub(super) fn admit_waiting(&mut self, now: Time, out: &mut Vec<Output>) {
         for client in self.admissions.iter().copied().collect::<Vec<_>>() {
             self.admit(now, client, out);

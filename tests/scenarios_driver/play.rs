@@ -74,6 +74,7 @@ fn setting(settings: &mut PrimarySettings, option: &str) -> Done<()> {
         "refuse-uncovered" => settings.uncovered = Uncovered::Refuse,
         "members" => settings.stripe_members = usize::from(small()?),
         "fill" => settings.stripe_wait_us = time()?,
+        "patience" => settings.confirm_patience_us = time()?,
         "percent" => settings.window_percent = u32::from(small()?),
         "custody" => settings.custody_bytes_max = number()?,
         "requires-backup" => settings.require_backup = true,
