@@ -84,11 +84,13 @@ pub(crate) fn check<M: Model>(
                 next.push((true, index));
             }
         }
-        let open = unknown.iter().enumerate().filter(|(index, operation)| {
-            operation.from <= ends && at.unknown.binary_search(index).is_err()
-        });
+        let open = unknown
+            .iter()
+            .enumerate()
+            .filter(|(index, operation)| operation.from <= ends && at.unknown.binary_search(index).is_err());
         next.extend(open.map(|(index, _)| (false, index)));
-        let hint = |(is_known, index): &(bool, usize)| if *is_known { known[*index].hint } else { unknown[*index].hint };
+        let hint =
+            |(is_known, index): &(bool, usize)| if *is_known { known[*index].hint } else { unknown[*index].hint };
         next.sort_by_key(hint);
         next
     };

@@ -35,6 +35,8 @@ pub struct SimClient {
     /// When the reply to each request was sent.
     pub reply_sent: BTreeMap<Request, (Epoch, u64)>,
     pub told: Vec<ClientEvent>,
+    /// The last value it saw of each key.
+    pub seen: BTreeMap<u8, u64>,
     pub queries: BTreeMap<u64, ()>,
     pub flushes: Vec<u64>,
     pub flush_due: bool,
@@ -69,6 +71,7 @@ impl SimClient {
             result_at: BTreeMap::new(),
             reply_sent: BTreeMap::new(),
             told: Vec::new(),
+            seen: BTreeMap::new(),
             queries: BTreeMap::new(),
             flushes: Vec::new(),
             flush_due: false,

@@ -6,14 +6,14 @@ use std::collections::{BTreeMap, BinaryHeap};
 use bytes::Bytes;
 use tagalong::client::{ClientInput, ClientOutput};
 use tagalong::log::{Epoch, Level, Lsn, SessionRole, Time};
-use tagalong::message::{ClientFrame, ClientMessage, NodeMessage, PrimaryMessage};
+use tagalong::message::{ClientFrame, ClientMessage, NodeMessage, Outcome, PrimaryMessage};
 use tagalong::node::{Admin, Conn, Input, NodeEvent, Output};
 use tagalong::rule::Rule;
 
 use crate::client::SimClient;
 use crate::dice::Dice;
 use crate::disk::Operation;
-use crate::machine::Machine;
+use crate::machine::{Machine, Register};
 use crate::network::{At, Parcel, Stream};
 use crate::node::{Core, Node, Task};
 use crate::oracle::Oracle;
@@ -133,6 +133,7 @@ impl World {
                 return;
             };
             self.now = self.now.max(at);
+            self.oracle.now = self.now;
             if !self.healing && self.now >= heal_at {
                 self.healing = true;
                 self.healing_since = Some(self.now);
@@ -159,6 +160,7 @@ impl World {
             assert!(self.oracle.violation.is_none(), "{:?}", self.oracle.violation);
             let Some(Reverse((at, _, event))) = self.queue.pop() else { panic!("nothing happens before {what}") };
             self.now = self.now.max(at);
+            self.oracle.now = self.now;
             assert!(self.now < end, "{what}: {}", self.unfinished());
             self.handle(event);
         }
@@ -885,10 +887,16 @@ impl World {
                         tag.map(|t| t.lsn)
                     ));
                     self.oracle.on_done(&self.clients[at], at, request, &outcome, tag);
+                    if let (Some(key), Outcome::Reply(reply)) = (self.oracle.key_of(at, request), &outcome) {
+                        self.saw(at, key, reply);
+                    }
                 }
                 ClientOutput::Result { id, result } => {
                     self.clients[at].queries.remove(&id);
                     self.note(format!("client {at}: query {id} is answered: {result:?}"));
+                    if let (Some(key), Ok(result)) = (self.oracle.asked(at, id), &result) {
+                        self.saw(at, key, result);
+                    }
                     self.oracle.on_result(&self.clients[at], at, id, &result);
                 }
                 ClientOutput::Flushed(token) => {
@@ -913,6 +921,11 @@ impl World {
                 }
             }
         }
+    }
+
+    fn saw(&mut self, at: usize, key: u8, answer: &Bytes) {
+        let register = Register::of(answer);
+        self.clients[at].seen.extend(register.map(|register| (key, register.value)));
     }
 
     fn send_from_client(&mut self, at: usize, id: u64, mut message: ClientMessage) {
@@ -966,8 +979,9 @@ impl World {
         }
         self.clients[at].calls_left -= 1;
         self.serial += 1;
+        let seen = self.clients[at].seen.get(&key).copied().unwrap_or_default();
         let padding = usize::try_from(self.dice.below(self.plan.payload_max + 1)).expect("small");
-        let payload = crate::machine::command(key, self.serial, padding);
+        let payload = crate::machine::command(key, self.serial, seen, padding);
         let choice = self.dice.below(if reader { 3 } else { 4 });
         let core = self.clients[at].core.as_mut().expect("up");
         if odd {
