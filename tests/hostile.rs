@@ -303,6 +303,7 @@ impl Forge {
                 observed_epoch: self.epoch(),
                 observed: self.lsn(),
                 share_bytes: self.number(),
+                shares_held: self.number(),
             }),
             3..6 => ClientMessage::Frame(ClientFrame {
                 epoch: self.epoch(),
@@ -501,6 +502,7 @@ impl Node {
                 observed_epoch: Epoch::ZERO,
                 observed: Lsn(0),
                 share_bytes: 1 << 20,
+                shares_held: 0,
             };
             let hello = Hello { version: VERSION, features: 0, cluster: None, group: None, epoch: Epoch::ZERO };
             node.give(Input::Client(conn, ClientMessage::Hello(hello)));
@@ -626,6 +628,7 @@ impl Node {
                 observed_epoch: Epoch::ZERO,
                 observed: Lsn(0),
                 share_bytes: 1 << 20,
+                shares_held: 0,
             };
             let hello = Hello { version: VERSION, features: 0, cluster: None, group: None, epoch: Epoch::ZERO };
             self.give(Input::Client(conn, ClientMessage::Hello(hello)));
