@@ -113,6 +113,9 @@ pub struct Attach {
     pub observed: Lsn,
     /// How many bytes of shares its cache takes in all, by [`Share::cost`]; 0 to hold none.
     pub share_bytes: u64,
+    /// How many bytes of shares of this epoch it holds already: a primary that goes on in its own epoch after a restart
+    /// does not know.
+    pub shares_held: u64,
 }
 
 /// A command on its way to the primary.

@@ -618,6 +618,7 @@ impl Alone {
             observed_epoch: Epoch::ZERO,
             observed: Lsn(0),
             share_bytes: 0,
+            shares_held: 0,
         };
         self.give(Input::Client(conn, ClientMessage::Attach(attach)));
         self.give(Input::Flush);

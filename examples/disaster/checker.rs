@@ -9,6 +9,8 @@
 //!   nobody issued (`invented`);
 //! * every value that was read is explained by the surviving history at the place where it was read (`lost_reads`);
 //! * nothing that began after something else was known sees less than that (`stale`): real time, across clients;
+//! * for every key there is an order of all that was called and answered that explains it (`not_linearizable`): see
+//!   `history.rs`, which looks at no position in any history;
 //! * no version of a key was acknowledged to two writers (`split`);
 //! * the LSNs of the tags rise along the history (`misnumbered`);
 //! * the values are, byte for byte, what the history makes of them (`damaged`), and so are the files (in `source.rs`).
@@ -22,6 +24,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 
+use crate::history::not_linearizable;
 use crate::journal::{Journal, Line, What};
 use crate::ledger::{Reply, Stamp, link};
 
@@ -88,6 +91,7 @@ pub(crate) struct Verdict {
     pub(crate) invented: u64,
     pub(crate) lost_reads: u64,
     pub(crate) stale: u64,
+    pub(crate) not_linearizable: u64,
     pub(crate) split: u64,
     pub(crate) misnumbered: u64,
     pub(crate) damaged: u64,
@@ -103,7 +107,7 @@ pub(crate) struct Verdict {
 
 impl Verdict {
     /// The findings by name; all zero when nothing is wrong.
-    pub(crate) fn counts(&self) -> [(&'static str, u64); 12] {
+    pub(crate) fn counts(&self) -> [(&'static str, u64); 13] {
         [
             ("lost", self.lost),
             ("displaced", self.displaced),
@@ -112,6 +116,7 @@ impl Verdict {
             ("invented", self.invented),
             ("lost_reads", self.lost_reads),
             ("stale", self.stale),
+            ("not_linearizable", self.not_linearizable),
             ("split", self.split),
             ("misnumbered", self.misnumbered),
             ("damaged", self.damaged),
@@ -140,6 +145,7 @@ impl Verdict {
             "invented" => &mut self.invented,
             "lost_reads" => &mut self.lost_reads,
             "stale" => &mut self.stale,
+            "not_linearizable" => &mut self.not_linearizable,
             "split" => &mut self.split,
             "misnumbered" => &mut self.misnumbered,
             "unnamed" => &mut self.unnamed,
@@ -166,16 +172,19 @@ pub(crate) fn check(journals: &[Journal], survivor: &Survivor, named: &Named) ->
         gone = Gone::default();
     }
     check_real_time(journals, &gone, &mut verdict);
+    for why in not_linearizable(journals, survivor, &replay.replies, &gone, named.by_policy) {
+        verdict.find("not_linearizable", || why);
+    }
     replay.check_values(survivor, &mut verdict);
     verdict
 }
 
 /// What did not survive.
 #[derive(Default)]
-struct Gone {
-    writes: HashSet<Stamp>,
+pub(crate) struct Gone {
+    pub(crate) writes: HashSet<Stamp>,
     /// By client and number.
-    reads: HashSet<(u64, u64)>,
+    pub(crate) reads: HashSet<(u64, u64)>,
 }
 
 type Issued<'a> = HashMap<Stamp, (&'a str, &'a What)>;
@@ -780,6 +789,27 @@ mod tests {
         scene.journals[0].lines.push(Line::Answered { number, at, index, chain, version, length, crc });
         let verdict = scene.verdict(&scene.history);
         assert_eq!((verdict.stale, verdict.lost_reads), (1, 0), "{verdict:?}");
+    }
+
+    #[test]
+    fn a_key_that_goes_back_is_not_linearizable() {
+        let mut scene = Scene::good();
+        scene.read(0, "list/a");
+        let lines = &mut scene.journals[0].lines;
+        let old = lines.split_off(lines.len() - 2);
+        scene.write(1, "list/a", Act::Append);
+        // What was read before that write, and asked after it.
+        for mut line in old {
+            let now = scene.tick();
+            if let Line::Asked { at, .. } | Line::Answered { at, .. } = &mut line {
+                *at = now;
+            }
+            scene.journals[0].lines.push(line);
+        }
+        let verdict = scene.verdict(&scene.history);
+        assert_eq!((verdict.stale, verdict.not_linearizable), (1, 1), "{verdict:?}");
+        // Another key knows nothing of it: only the whole history's length tells that the read is stale.
+        assert!(verdict.examples.iter().any(|why| why.starts_with("not_linearizable: list/a")), "{verdict:?}");
     }
 
     #[test]

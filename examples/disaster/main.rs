@@ -19,8 +19,11 @@ mod bystander;
 mod checker;
 mod client;
 mod drill;
+mod history;
 mod journal;
 mod ledger;
+#[path = "../../tests/common/linear.rs"]
+mod linear;
 mod measure;
 mod node;
 mod process;

@@ -193,6 +193,7 @@ impl Row {
             ("reordered", json!(v.reordered)),
             ("invented", json!(v.invented)),
             ("stale", json!(v.stale)),
+            ("not_linearizable", json!(v.not_linearizable)),
             ("split", json!(v.split)),
             ("misnumbered", json!(v.misnumbered)),
             ("damaged", json!(v.damaged)),

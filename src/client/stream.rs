@@ -107,6 +107,7 @@ impl Client {
         }
         self.session = Some(Session { conn, epoch, of: Epoch::ZERO, live: None });
         let identity = self.image.identity.as_ref().expect("a client has an identity");
+        let held = self.image.shares.range((epoch, 0)..=(epoch, u64::MAX));
         let attach = Attach {
             epoch,
             client: identity.client,
@@ -119,6 +120,7 @@ impl Client {
             observed_epoch: self.image.observed.0,
             observed: self.image.observed.1,
             share_bytes: self.settings.share_bytes_max,
+            shares_held: held.map(|(_, share)| share.cost()).sum(),
         };
         self.store(out);
         self.gate(ClientOutput::Send(conn, ClientMessage::Attach(attach)));

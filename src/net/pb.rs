@@ -307,6 +307,8 @@ pub struct Attach {
     pub observed: u64,
     #[prost(uint64, tag = "11")]
     pub share_bytes: u64,
+    #[prost(uint64, tag = "12")]
+    pub shares_held: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Write {

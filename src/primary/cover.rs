@@ -169,11 +169,12 @@ impl Primary {
     }
 
     pub(super) fn join_cover(&mut self, attach: &Attach) {
-        let Attach { client, incarnation, share_bytes, from, .. } = *attach;
+        let Attach { client, incarnation, share_bytes, shares_held, from, .. } = *attach;
         let Some(domain) = self.state.session(client).map(|session| session.info.domain.clone()) else { return };
         // One that moved is on the roster under its old domain, which says nothing any more of what it fails with.
         let domain = if attach.domain == domain { domain } else { self.settings.domain.clone() };
         if let Some(sharing) = &mut self.sharing {
+            sharing.cover.remember(client, shares_held.min(share_bytes));
             sharing.cover.join(client, incarnation, &domain, share_bytes, from);
             sharing.changed = true;
         }

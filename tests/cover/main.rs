@@ -9,6 +9,7 @@
 mod bodies;
 mod figures;
 mod oracle;
+mod restart;
 mod scenarios;
 mod windows;
 mod world;

@@ -289,6 +289,7 @@ impl Forge {
                 observed_epoch: self.epoch(),
                 observed: self.lsn(),
                 share_bytes: self.number(),
+                shares_held: self.number(),
             }),
             3..6 => ClientMessage::Frame(ClientFrame {
                 epoch: self.epoch(),

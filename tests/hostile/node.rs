@@ -80,6 +80,7 @@ impl Node {
                 observed_epoch: Epoch::ZERO,
                 observed: Lsn(0),
                 share_bytes: 1 << 20,
+                shares_held: 0,
             };
             let hello = Hello { version: VERSION, features: 0, cluster: None, group: None, epoch: Epoch::ZERO };
             node.give(Input::Client(conn, ClientMessage::Hello(hello)));
@@ -228,6 +229,7 @@ impl Node {
                 observed_epoch: Epoch::ZERO,
                 observed: Lsn(0),
                 share_bytes: 1 << 20,
+                shares_held: 0,
             };
             let hello = Hello { version: VERSION, features: 0, cluster: None, group: None, epoch: Epoch::ZERO };
             self.give(Input::Client(conn, ClientMessage::Hello(hello)));

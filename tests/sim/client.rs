@@ -5,7 +5,20 @@ use std::collections::{BTreeMap, VecDeque};
 use tagalong::client::{CacheImage, CacheOp, Client, ClientEvent, ClientOutput, ClientSettings, Identity};
 use tagalong::log::{ClientId, Epoch, Lsn, Request, SessionRole, Time};
 
+use crate::clock::Clock;
 use crate::dice::Dice;
+
+/// How an application behaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Habit {
+    Plain,
+    /// What is sent to it arrives so much later: it reads late.
+    Slow(u64),
+    /// It calls and calls, with large payloads, until window and cache are full.
+    Greedy,
+    /// It calls seldom, with as little as there can be.
+    Trickling,
+}
 
 pub struct SimClient {
     pub id: ClientId,
@@ -35,10 +48,21 @@ pub struct SimClient {
     /// When the reply to each request was sent.
     pub reply_sent: BTreeMap<Request, (Epoch, u64)>,
     pub told: Vec<ClientEvent>,
+    /// The last value it saw of each key.
+    pub seen: BTreeMap<u8, u64>,
+    /// The stream of its last report to each epoch.
+    pub reports: BTreeMap<Epoch, u64>,
     pub queries: BTreeMap<u64, ()>,
     pub flushes: Vec<u64>,
     pub flush_due: bool,
     pub tick_at: Option<u64>,
+    pub habit: Habit,
+    pub clock: Clock,
+    /// The process does nothing until then.
+    pub paused_until: u64,
+    /// The next write to the cache fails; every one does until then.
+    pub cache_fails: bool,
+    pub full_until: u64,
 }
 
 impl SimClient {
@@ -69,10 +93,17 @@ impl SimClient {
             result_at: BTreeMap::new(),
             reply_sent: BTreeMap::new(),
             told: Vec::new(),
+            seen: BTreeMap::new(),
+            reports: BTreeMap::new(),
             queries: BTreeMap::new(),
             flushes: Vec::new(),
             flush_due: false,
             tick_at: None,
+            habit: Habit::Plain,
+            clock: Clock::default(),
+            paused_until: 0,
+            cache_fails: false,
+            full_until: 0,
         }
     }
 
@@ -101,6 +132,7 @@ impl SimClient {
     pub fn crash(&mut self, dice: &mut Dice) {
         self.core = None;
         self.life += 1;
+        self.paused_until = 0;
         if !self.persistent {
             self.lost = true;
             return;

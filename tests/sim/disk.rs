@@ -45,6 +45,11 @@ impl Disk {
         self.busy.is_some()
     }
 
+    /// The work in progress is a write.
+    pub fn is_writing(&self) -> bool {
+        matches!(self.busy, Some(Busy::Sync(_) | Busy::Marks(_)))
+    }
+
     /// The last LSN that survives a crash for certain.
     pub fn durable(&self) -> Lsn {
         Lsn(self.synced as u64)

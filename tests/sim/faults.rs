@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use tagalong::error::{Code, Error};
-use tagalong::log::{Epoch, GapPolicy, Level, NodeId, Target, Time};
+use tagalong::log::{Epoch, GapPolicy, Level, NodeId, Target};
 use tagalong::message::Role;
 use tagalong::node::Admin;
 use tagalong::primary::Privacy;
@@ -27,7 +27,7 @@ impl World {
     }
 
     fn role(&self, at: usize) -> Option<Role> {
-        self.nodes[at].primary().map(|primary| primary.status(Time(self.now)).status.role)
+        self.nodes[at].primary().map(|primary| primary.status(self.nodes[at].clock.at(self.now)).status.role)
     }
 
     fn is_open(&self, at: usize) -> bool {
@@ -143,6 +143,14 @@ impl World {
                     self.admin(at, Admin::Promote { force: false, policy });
                 }
             }
+            Fault::FailDisk => self.fail_disk(false),
+            Fault::FullDisk => self.fail_disk(true),
+            Fault::FailCache => self.fail_cache(false),
+            Fault::FullCache => self.fail_cache(true),
+            Fault::Lag => self.lag(),
+            Fault::OneWay => self.cut_one_way(),
+            Fault::Pause => self.pause(),
+            Fault::JumpClock => self.jump_clock(),
             Fault::Ghost => self.haunt(),
             Fault::Split => self.split(),
             Fault::Stall => {
@@ -154,6 +162,10 @@ impl World {
                 if let Some(at) = self.sovereign().filter(|at| self.is_open(*at)) {
                     self.admin(at, Admin::Stop);
                 }
+            }
+            Fault::StopAny => {
+                let at = self.dice.index(self.nodes.len());
+                self.admin(at, Admin::Stop);
             }
             Fault::EndSession => {
                 let client = self.clients[self.dice.index(self.clients.len())].id;
@@ -280,9 +292,12 @@ impl World {
     /// Up to when a client's loss had to be noticed so that it is made good by now, if any is.
     fn repaired_before(&self, primary: usize) -> Option<u64> {
         let plan = &self.plan;
+        if plan.slow > 0 {
+            return None;
+        }
         let round = 2 * plan.lan_us.1 + plan.store_us + 4 * plan.flush_us + plan.machine_us.1 + 2 * plan.disk_us.1;
         let before = self.now.checked_sub(4 * round)?;
-        let status = self.nodes[primary].primary()?.status(Time(self.now));
+        let status = self.nodes[primary].primary()?.status(self.nodes[primary].clock.at(self.now));
         let shares = plan.primary.privacy != Privacy::Withheld && plan.primary.custody_bytes_max > 1 << 20;
         let able = shares && status.status.role == Role::Primary && !status.short;
         (able && self.troubled_at <= before).then_some(before)
@@ -380,7 +395,7 @@ impl World {
     fn help_recovery(&mut self, sovereign: usize) {
         let recovery = self.nodes[sovereign]
             .primary()
-            .and_then(|primary| primary.status(Time(self.now)).recovery)
+            .and_then(|primary| primary.status(self.nodes[sovereign].clock.at(self.now)).recovery)
             .filter(|recovery| recovery.phase != "promising" && recovery.phase != "fetching");
         let Some(recovery) = recovery else {
             self.waiting_since = None;
@@ -392,6 +407,7 @@ impl World {
             self.oracle.violate("I5", format!("honest clients are accused: {conflict}"));
             return;
         }
+        self.marks.reach_if(recovery.conflict.is_some(), "reports contradict each other");
         let since = *self.waiting_since.get_or_insert(self.now);
         let long = self.now - since;
         if self.oracle.concludes_alone(&self.nodes[sovereign], &self.clients) {
@@ -437,14 +453,15 @@ impl World {
 
     fn unfinished_at(&self, sovereign: usize) -> Option<String> {
         let Some(primary) = self.nodes[sovereign].primary().filter(|_| self.is_open(sovereign)) else {
-            let status = self.nodes[sovereign].primary().map(|primary| primary.status(Time(self.now)));
+            let status =
+                self.nodes[sovereign].primary().map(|primary| primary.status(self.nodes[sovereign].clock.at(self.now)));
             return Some(format!("node {sovereign} is not open: {status:?}"));
         };
         if !primary.unstable().is_empty() {
             let water = primary.watermarks();
             return Some(format!("I9: the delta of node {sovereign} is not empty: {water:?}"));
         }
-        let status = primary.status(Time(self.now));
+        let status = primary.status(self.nodes[sovereign].clock.at(self.now));
         if status.shares > 0 || status.share_bytes > 0 || status.covered != status.head {
             return Some(format!("I9: node {sovereign} still counts on shares: {status:?}"));
         }

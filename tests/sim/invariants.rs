@@ -536,6 +536,7 @@ impl Oracle {
                 self.check_outcome(clients, log, &replies, at, request, op.level, op.withdrawn, &done);
             }
         }
+        self.check_histories(log);
     }
 
     /// I8: what is in the log was issued, once, and just so.

@@ -13,6 +13,7 @@ use tagalong::store::{Marks, Missing};
 
 use bytes::Bytes;
 
+use crate::clock::Clock;
 use crate::disk::Disk;
 use crate::machine::Machine;
 
@@ -52,6 +53,17 @@ pub struct Node {
     pub stalled_until: u64,
     /// Not started again before.
     pub down_until: u64,
+    pub clock: Clock,
+    /// The process does nothing until then.
+    pub paused_until: u64,
+    /// The next write fails; every one does until then.
+    pub disk_fails: bool,
+    pub full_until: u64,
+    /// When it was promoted, by its own clock, and whether an operator has told it to conclude since.
+    pub promoted_at: Option<Time>,
+    pub resolved: bool,
+    /// At the last start something provisional was cut.
+    pub cut: bool,
 }
 
 impl Node {
@@ -73,6 +85,13 @@ impl Node {
             tick_at: None,
             stalled_until: 0,
             down_until: 0,
+            clock: Clock::default(),
+            paused_until: 0,
+            disk_fails: false,
+            full_until: 0,
+            promoted_at: None,
+            resolved: false,
+            cut: false,
         }
     }
 
@@ -112,7 +131,9 @@ impl Node {
             None => Marks { node: self.id, ..Marks::default() },
         };
         let after = self.disk.log.iter().filter(|record| record.lsn() > marks.base);
-        if let Some(cut) = provisional_cut(&marks, after.map(|record| &record.entry.header)) {
+        let cut = provisional_cut(&marks, after.map(|record| &record.entry.header));
+        self.cut = cut.is_some_and(|cut| cut.0 < self.disk.log.len() as u64);
+        if let Some(cut) = cut {
             self.disk.truncate(cut);
         }
         let mut state = LogState::new();

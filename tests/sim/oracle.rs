@@ -43,6 +43,9 @@ pub struct Op {
     pub unheard: bool,
     pub floor: Lsn,
     pub done: Option<Done>,
+    /// When it was called, and when it was done.
+    pub from: u64,
+    pub to: u64,
 }
 
 impl Op {
@@ -63,6 +66,7 @@ pub struct Asked {
     pub key: u8,
     pub level: Level,
     pub floor: Lsn,
+    pub from: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -73,6 +77,10 @@ pub struct Seen {
     pub key: u8,
     pub level: Level,
     pub result: Bytes,
+    pub from: u64,
+    pub to: u64,
+    /// It came of a reign that was over, to somebody who is excused.
+    pub outdated: bool,
 }
 
 #[derive(Default)]
@@ -121,6 +129,9 @@ pub struct Oracle {
     /// Recoveries that concluded by themselves without somebody, and entries that shares supplied.
     pub alone: u64,
     pub decoded: u64,
+    pub now: u64,
+    /// Operations that were found to be in some linear order.
+    pub ordered: u64,
 }
 
 impl Oracle {
@@ -143,6 +154,8 @@ impl Oracle {
             sampled: 0,
             alone: 0,
             decoded: 0,
+            now: 0,
+            ordered: 0,
         }
     }
 
@@ -262,7 +275,8 @@ impl Oracle {
 
     pub fn on_write(&mut self, at: usize, request: Request, payload: Bytes, level: Level) {
         self.keys.insert(tagalong::log::Digest::crc32(&payload).value, payload[0]);
-        let op = Op { payload, level, withdrawn: false, unheard: false, floor: self.floor, done: None };
+        let (floor, from) = (self.floor, self.now);
+        let op = Op { payload, level, withdrawn: false, unheard: false, floor, done: None, from, to: from };
         if self.views[at].ops.insert(request, op).is_some() {
             self.violate("I6", format!("client {at} gives request {request} out twice"));
         }
@@ -275,7 +289,15 @@ impl Oracle {
     }
 
     pub fn on_query(&mut self, at: usize, id: u64, key: u8, level: Level) {
-        self.views[at].asked.insert(id, Asked { key, level, floor: self.floor });
+        self.views[at].asked.insert(id, Asked { key, level, floor: self.floor, from: self.now });
+    }
+
+    pub fn asked(&self, at: usize, id: u64) -> Option<u8> {
+        self.views[at].asked.get(&id).map(|asked| asked.key)
+    }
+
+    pub fn key_of(&self, at: usize, request: Request) -> Option<u8> {
+        self.views[at].ops.get(&request).map(|op| op.payload[0])
     }
 
     pub fn on_forgotten(&mut self, at: usize, id: u64) {
@@ -341,10 +363,14 @@ impl Oracle {
             Outcome::Reply(reply) => Some(reply.clone()),
             _ => None,
         };
+        let now = self.now;
         let Some(op) = self.views[at].ops.get_mut(&request) else {
             self.violate("I6", format!("client {at} is told of request {request}, which it never made"));
             return;
         };
+        if op.done.as_ref().is_none_or(|done| done.at != place) {
+            op.to = now;
+        }
         let before = op.done.replace(Done { reply: reply.clone(), at: place });
         let (floor, level) = (op.floor, op.level);
         if let Some(before) = before
@@ -380,7 +406,9 @@ impl Oracle {
         };
         let Ok(result) = result else { return };
         let level = self.effective(asked.level);
-        self.seen.push(Seen { client: at, epoch, lsn, key: asked.key, level, result: result.clone() });
+        let (key, result, outdated) = (asked.key, result.clone(), self.is_outdated(epoch, level));
+        let (from, to) = (asked.from, self.now);
+        self.seen.push(Seen { client: at, epoch, lsn, key, level, result, from, to, outdated });
         self.check_one_primary(at, epoch, sent, level);
         if self.is_outdated(epoch, level) {
             return;

@@ -54,7 +54,36 @@ pub enum Fault {
     Ghost,
     /// The backup is promoted though the primary lives, and each client sees one of them.
     Split,
+    /// A write of a node's disk fails, or every one for a while.
+    FailDisk,
+    FullDisk,
+    /// The same of a client's cache.
+    FailCache,
+    FullCache,
+    /// What one process sends another is late for a while.
+    Lag,
+    /// Nothing gets through in one direction.
+    OneWay,
+    /// A process does nothing for a while, and then everything that has gathered.
+    Pause,
+    /// A clock jumps ahead, and all timers are due.
+    JumpClock,
+    /// Any node is stopped in good order, whatever it is doing.
+    StopAny,
 }
+
+/// Those that came later: whether there are any of them in a run is decided apart.
+pub const TROUBLES: [Fault; 9] = [
+    Fault::FailDisk,
+    Fault::FullDisk,
+    Fault::FailCache,
+    Fault::FullCache,
+    Fault::Lag,
+    Fault::OneWay,
+    Fault::Pause,
+    Fault::JumpClock,
+    Fault::StopAny,
+];
 
 pub const FAULTS: [Fault; 22] = [
     Fault::Break,
@@ -121,6 +150,12 @@ pub struct Plan {
     pub policy: RecoveryPolicy,
     /// Clients that send queries before what they send again, as the protocol allows.
     pub queries_first: bool,
+    /// Clocks start anywhere, and differ in their rate by so many in a thousand.
+    pub clocks: Option<u64>,
+    /// Out of a hundred clients, how many read late, ask for all they can get, or call seldom.
+    pub slow: u64,
+    pub greedy: u64,
+    pub trickling: u64,
 }
 
 impl Plan {
@@ -229,11 +264,30 @@ impl Plan {
             covered_writes: dice.pick(&[0, 20, 50]),
             policy,
             queries_first: dice.percent(20),
+            clocks: None,
+            slow: 0,
+            greedy: 0,
+            trickling: 0,
         };
-        if let Some(rule) = bias {
-            plan.lean(rule, dice);
+        match bias {
+            Some(rule) => plan.lean(rule, dice),
+            None => plan.trouble(dice),
         }
         plan
+    }
+
+    /// What half of the runs have beside: troubles, clocks that differ, clients with habits; not all of them at once.
+    fn trouble(&mut self, dice: &mut Dice) {
+        if dice.percent(50) {
+            return;
+        }
+        let chance = dice.pick(&[15, 30, 60]);
+        self.faults.extend(TROUBLES.iter().copied().filter(|_| dice.percent(chance)));
+        self.clocks = dice.pick(&[None, None, Some(20), Some(400)]);
+        self.primary.queries_max = dice.pick(&[64, 64, 2]);
+        self.slow = dice.pick(&[0, 0, 0, 30]);
+        self.greedy = dice.pick(&[0, 0, 0, 50]);
+        self.trickling = dice.pick(&[0, 0, 0, 30]);
     }
 
     /// A service that covers what is written, with enough clients, and a delta that is never empty.

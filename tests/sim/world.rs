@@ -1,19 +1,21 @@
 //! The world: clock, events, streams between processes, and the carrying out of what the cores ask for.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
 use bytes::Bytes;
 use tagalong::client::{ClientInput, ClientOutput};
-use tagalong::log::{Epoch, Level, Lsn, SessionRole, Time};
-use tagalong::message::{ClientFrame, ClientMessage, NodeMessage, PrimaryMessage};
+use tagalong::log::{Epoch, Level, Lsn, SessionRole};
+use tagalong::message::{ClientFrame, ClientMessage, NodeMessage, Outcome, PrimaryMessage};
 use tagalong::node::{Admin, Conn, Input, NodeEvent, Output};
 use tagalong::rule::Rule;
 
-use crate::client::SimClient;
+use crate::client::{Habit, SimClient};
+use crate::clock::Clock;
 use crate::dice::Dice;
 use crate::disk::Operation;
-use crate::machine::Machine;
+use crate::machine::{Machine, Register};
+use crate::marks::Marks;
 use crate::network::{At, Parcel, Stream};
 use crate::node::{Core, Node, Task};
 use crate::oracle::Oracle;
@@ -30,6 +32,7 @@ pub enum Event {
     Task { node: usize, life: u64 },
     Store { client: usize, life: u64 },
     Dial { client: usize, life: u64, node: usize },
+    Break { stream: u64 },
     DialPrimary { node: usize, life: u64 },
     Work { client: usize, life: u64 },
     StartClient { client: usize },
@@ -50,6 +53,10 @@ pub struct World {
     next_stream: u64,
     /// Who cannot reach whom, until when.
     pub blocked: BTreeMap<(At, At), u64>,
+    /// What one sends the other takes longer: until when, and by how much.
+    pub lags: BTreeMap<(At, At), (u64, u64)>,
+    pub marks: Marks,
+    pub granted: BTreeSet<(Epoch, Conn)>,
     pub oracle: Oracle,
     pub trace: bool,
     pub healing: bool,
@@ -98,6 +105,9 @@ impl World {
             streams: BTreeMap::new(),
             next_stream: 0,
             blocked: BTreeMap::new(),
+            lags: BTreeMap::new(),
+            marks: Marks::default(),
+            granted: BTreeSet::new(),
             trace,
             healing: false,
             converged: false,
@@ -133,6 +143,7 @@ impl World {
                 return;
             };
             self.now = self.now.max(at);
+            self.oracle.now = self.now;
             if !self.healing && self.now >= heal_at {
                 self.healing = true;
                 self.healing_since = Some(self.now);
@@ -159,6 +170,7 @@ impl World {
             assert!(self.oracle.violation.is_none(), "{:?}", self.oracle.violation);
             let Some(Reverse((at, _, event))) = self.queue.pop() else { panic!("nothing happens before {what}") };
             self.now = self.now.max(at);
+            self.oracle.now = self.now;
             assert!(self.now < end, "{what}: {}", self.unfinished());
             self.handle(event);
         }
@@ -176,7 +188,12 @@ impl World {
     }
 
     fn handle(&mut self, event: Event) {
+        if let Some(until) = self.paused_until(event) {
+            self.after(until - self.now, event);
+            return;
+        }
         match event {
+            Event::Break { stream } => self.break_stream(stream, None),
             Event::Deliver { stream, side } => self.deliver(stream, side),
             Event::FlushNode { node, life } if self.nodes[node].life == life => {
                 self.nodes[node].flush_due = false;
@@ -189,6 +206,9 @@ impl World {
             }
             Event::TickClient { client, life } if self.clients[client].life == life => self.tick_client(client),
             Event::Disk { node, life } if self.nodes[node].life == life => {
+                if self.disk_failed(node) {
+                    return;
+                }
                 let done = self.nodes[node].disk.complete();
                 if let Some(input) = done {
                     self.step_node(node, input);
@@ -197,6 +217,9 @@ impl World {
             }
             Event::Task { node, life } if self.nodes[node].life == life => self.run_task(node),
             Event::Store { client, life } if self.clients[client].life == life => {
+                if self.cache_failed(client) {
+                    return;
+                }
                 self.clients[client].store_due = false;
                 if let Some(stored) = self.clients[client].store() {
                     self.step_client(client, ClientInput::Stored(stored));
@@ -234,10 +257,39 @@ impl World {
         }
     }
 
+    pub fn tick_client_now(&mut self, at: usize) {
+        self.step_client(at, ClientInput::Tick);
+    }
+
+    /// Where clocks do not differ, chance is not asked.
+    fn some_clock(&mut self) -> Clock {
+        match self.plan.clocks {
+            Some(rate) => {
+                let ahead = self.dice.pick(&[0, 1_000, 3_600_000_000]);
+                Clock::new(ahead, self.dice.between(1_000 - rate, 1_000 + rate))
+            }
+            None => Clock::default(),
+        }
+    }
+
+    fn some_habit(&mut self) -> Habit {
+        let (slow, greedy, trickling) = (self.plan.slow, self.plan.greedy, self.plan.trickling);
+        if slow + greedy + trickling == 0 {
+            return Habit::Plain;
+        }
+        match self.dice.below(100) {
+            n if n < slow => Habit::Slow(self.dice.between(5_000, 100_000)),
+            n if n < slow + greedy => Habit::Greedy,
+            n if n < slow + greedy + trickling => Habit::Trickling,
+            _ => Habit::Plain,
+        }
+    }
+
     // Nodes.
 
     pub fn add_node(&mut self, founder: bool, follows: Option<usize>) {
-        let node = Node::new(self.nodes.len() as u64 + 1, founder, follows);
+        let mut node = Node::new(self.nodes.len() as u64 + 1, founder, follows);
+        node.clock = self.some_clock();
         self.nodes.push(node);
         let at = self.nodes.len() - 1;
         self.note(format!("node {at} is set up, following {follows:?}"));
@@ -252,7 +304,8 @@ impl World {
         let mut out = Vec::new();
         let settings = self.plan.primary.clone();
         let node = &mut self.nodes[at];
-        let started = node.start(&settings, Time(self.now), &mut out);
+        let now = node.clock.at(self.now);
+        let started = node.start(&settings, now, &mut out);
         let end = node.disk.log.len();
         if let Err(error) = started {
             self.oracle.violate("start", format!("node {at} does not start on its own log: {error}"));
@@ -269,6 +322,7 @@ impl World {
             }
         }
         self.note(format!("node {at} starts with a log of {end}"));
+        self.mark_start(at);
         self.carry_out(at, out);
         let life = self.nodes[at].life;
         if self.nodes[at].backup().is_some() {
@@ -285,6 +339,7 @@ impl World {
         let node = &mut self.nodes[at];
         node.core = Core::Down;
         node.life += 1;
+        node.paused_until = 0;
         node.serving = None;
         node.tasks.clear();
         node.disk.crash(&mut self.dice);
@@ -297,7 +352,8 @@ impl World {
         }
         let mut out = Vec::new();
         let flush = matches!(input, Input::Flush);
-        self.nodes[at].step(Time(self.now), input, &mut out);
+        let now = self.nodes[at].clock.at(self.now);
+        self.nodes[at].step(now, input, &mut out);
         self.carry_out(at, out);
         if !flush && !self.nodes[at].flush_due && self.nodes[at].is_up() {
             self.nodes[at].flush_due = true;
@@ -309,7 +365,7 @@ impl World {
 
     fn after_node_step(&mut self, at: usize) {
         if let Some(due) = self.nodes[at].next_timeout() {
-            let due = due.0.max(self.now + 1);
+            let due = self.now + self.nodes[at].clock.until(self.now, due);
             let life = self.nodes[at].life;
             if self.nodes[at].tick_at.is_none_or(|known| known > due || known <= self.now) {
                 self.nodes[at].tick_at = Some(due);
@@ -331,6 +387,7 @@ impl World {
                     let client = self.streams.get(&conn.0).map(|stream| stream.ends[0].at);
                     let client = client.and_then(|at| if let At::Client(client) = at { Some(client) } else { None });
                     self.oracle.on_sent_to_client(&self.nodes, &self.clients, at, client, &message);
+                    self.mark_to_client(client, &message);
                     if let (Some(client), NodeMessage::Welcome(_)) = (client, &message) {
                         self.oracle.on_welcomed(client, self.now);
                     }
@@ -338,6 +395,7 @@ impl World {
                 }
                 Output::ToBackup(conn, message) => {
                     self.oracle.on_sent_to_backup(&self.nodes, at, &message);
+                    self.mark_between_nodes(conn, Some(&message), None);
                     let to = self.streams.get(&conn.0).map(|stream| stream.ends[0].at);
                     if let (Some(to), PrimaryMessage::Append { epoch, .. }) = (to, &message) {
                         self.ghosts.insert((to, *epoch), Parcel::FromPrimary(message.clone()));
@@ -346,16 +404,19 @@ impl World {
                 }
                 Output::ToPrimary(conn, message) => {
                     self.oracle.on_sent_to_primary(&self.nodes, at, &message);
+                    self.mark_between_nodes(conn, None, Some(&message));
                     self.send(conn.0, At::Node(at), Parcel::FromBackup(message));
                 }
                 Output::Close(conn) => self.close(conn.0, At::Node(at)),
                 Output::Append(records) => {
+                    self.mark_append(at, &records);
                     self.oracle.on_append(&mut self.nodes, &self.clients, at, &records);
                     self.nodes[at].disk.push(Operation::Append(records));
                     self.run_disk(at);
                 }
                 Output::Truncate(lsn) => {
                     self.note(format!("node {at} cuts its log after {lsn}"));
+                    self.marks.reach("a backup goes back to a base");
                     self.nodes[at].disk.push(Operation::Truncate(lsn));
                     self.run_disk(at);
                 }
@@ -369,7 +430,12 @@ impl World {
                 }
                 Output::Execute { commands, queries } => self.task(at, Task::Execute(commands, queries)),
                 Output::Judge { entries, missing } => self.task(at, Task::Judge(entries, missing)),
-                Output::AdminDone(done) => self.note(format!("node {at} answers the operator: {done:?}")),
+                Output::AdminDone(done) => {
+                    self.note(format!("node {at} answers the operator: {done:?}"));
+                    if let Err(error) = &done {
+                        self.mark_admin(error);
+                    }
+                }
                 Output::Event(event) => self.on_node_event(at, event),
                 Output::Promote => {
                     let Core::Backup(backup) = std::mem::replace(&mut self.nodes[at].core, Core::Down) else {
@@ -377,7 +443,9 @@ impl World {
                         return;
                     };
                     let mut out = Vec::new();
-                    let primary = backup.into_primary(Time(self.now), &mut out);
+                    let now = self.nodes[at].clock.at(self.now);
+                    let primary = backup.into_primary(now, &mut out);
+                    (self.nodes[at].promoted_at, self.nodes[at].resolved) = (Some(now), false);
                     self.note(format!("node {at} is promoted to epoch {}", primary.epoch()));
                     self.nodes[at].core = Core::Primary(Box::new(primary));
                     self.nodes[at].follows = None;
@@ -392,6 +460,7 @@ impl World {
 
     fn on_node_event(&mut self, at: usize, event: NodeEvent) {
         self.note(format!("node {at}: {event:?}"));
+        self.mark_node_event(at, &event);
         match event {
             NodeEvent::Opened { report, epoch, start } => {
                 self.oracle.on_opened(&self.clients, at, epoch, start, &report, self.now);
@@ -447,6 +516,9 @@ impl World {
 
     pub fn admin(&mut self, at: usize, admin: Admin) {
         self.note(format!("operator to node {at}: {admin:?}"));
+        // An operator insists until somebody listens.
+        self.nodes[at].paused_until = 0;
+        self.nodes[at].resolved |= matches!(admin, Admin::Resolve(_));
         self.step_node(at, Input::Admin(admin));
     }
 
@@ -539,9 +611,10 @@ impl World {
         }
     }
 
-    fn push(&mut self, id: u64, side: usize, parcel: Parcel) {
+    pub fn push(&mut self, id: u64, side: usize, parcel: Parcel) {
         let ends = &self.streams[&id].ends;
-        let delay = self.delay(ends[0].at, ends[1].at);
+        let (from, to) = (ends[1 - side].at, ends[side].at);
+        let delay = self.delay(from, to) + self.late(from, to);
         let now = self.now;
         let Some(stream) = self.streams.get_mut(&id) else { return };
         let end = &mut stream.ends[side];
@@ -722,6 +795,8 @@ impl World {
         };
         let mut client = SimClient::new(number, persistent, calls, domain, role);
         client.roomless = self.dice.percent(self.plan.roomless);
+        client.habit = self.some_habit();
+        client.clock = self.some_clock();
         self.oracle.on_client(client.failure_domain());
         self.clients.push(client);
         let delay = self.dice.below(10_000);
@@ -740,7 +815,8 @@ impl World {
             return;
         }
         let mut out = Vec::new();
-        self.clients[at].start(&self.plan.client, Time(self.now), &mut out);
+        let now = self.clients[at].clock.at(self.now);
+        self.clients[at].start(&self.plan.client, now, &mut out);
         self.note(format!("client {at} starts"));
         self.oracle.on_client_start(at, &self.clients[at].stored);
         self.carry_out_client(at, out);
@@ -811,6 +887,7 @@ impl World {
     }
 
     fn step_client(&mut self, at: usize, input: ClientInput) {
+        let now = self.clients[at].clock.at(self.now);
         let Some(core) = &mut self.clients[at].core else { return };
         let mut out = Vec::new();
         let flush = matches!(input, ClientInput::Flush);
@@ -818,14 +895,14 @@ impl World {
             ClientInput::Gone(conn) => Some(conn),
             _ => None,
         };
-        core.step(Time(self.now), input, &mut out);
+        core.step(now, input, &mut out);
         self.carry_out_client(at, out);
         if !flush {
             self.flush_client(at);
         }
         let life = self.clients[at].life;
         if let Some(due) = self.clients[at].core.as_ref().and_then(tagalong::client::Client::next_timeout) {
-            let due = due.0.max(self.now + 1);
+            let due = self.now + self.clients[at].clock.until(self.now, due);
             if self.clients[at].tick_at.is_none_or(|known| known > due || known <= self.now) {
                 self.clients[at].tick_at = Some(due);
                 self.after(due - self.now, Event::TickClient { client: at, life });
@@ -885,10 +962,16 @@ impl World {
                         tag.map(|t| t.lsn)
                     ));
                     self.oracle.on_done(&self.clients[at], at, request, &outcome, tag);
+                    if let (Some(key), Outcome::Reply(reply)) = (self.oracle.key_of(at, request), &outcome) {
+                        self.saw(at, key, reply);
+                    }
                 }
                 ClientOutput::Result { id, result } => {
                     self.clients[at].queries.remove(&id);
                     self.note(format!("client {at}: query {id} is answered: {result:?}"));
+                    if let (Some(key), Ok(result)) = (self.oracle.asked(at, id), &result) {
+                        self.saw(at, key, result);
+                    }
                     self.oracle.on_result(&self.clients[at], at, id, &result);
                 }
                 ClientOutput::Flushed(token) => {
@@ -897,6 +980,7 @@ impl World {
                 }
                 ClientOutput::Event(event) => {
                     self.note(format!("client {at}: {event:?}"));
+                    self.mark_client_event(&event);
                     self.clients[at].told.push(event);
                 }
                 ClientOutput::Endpoints(_) => {}
@@ -915,7 +999,13 @@ impl World {
         }
     }
 
+    fn saw(&mut self, at: usize, key: u8, answer: &Bytes) {
+        let register = Register::of(answer);
+        self.clients[at].seen.extend(register.map(|register| (key, register.value)));
+    }
+
     fn send_from_client(&mut self, at: usize, id: u64, mut message: ClientMessage) {
+        self.mark_from_client(at, id, &message);
         if let ClientMessage::Frame(frame) = &mut message {
             let from = At::Client(at);
             if frame.confirm > 0 {
@@ -966,8 +1056,14 @@ impl World {
         }
         self.clients[at].calls_left -= 1;
         self.serial += 1;
+        let seen = self.clients[at].seen.get(&key).copied().unwrap_or_default();
         let padding = usize::try_from(self.dice.below(self.plan.payload_max + 1)).expect("small");
-        let payload = crate::machine::command(key, self.serial, padding);
+        let (padding, think) = match self.clients[at].habit {
+            Habit::Greedy => (1_000 + padding, think % 50),
+            Habit::Trickling if !self.healing => (0, 20 * think),
+            _ => (padding, think),
+        };
+        let payload = crate::machine::command(key, self.serial, seen, padding);
         let choice = self.dice.below(if reader { 3 } else { 4 });
         let core = self.clients[at].core.as_mut().expect("up");
         if odd {
@@ -991,19 +1087,21 @@ impl World {
                         self.oracle.on_forgotten(at, id);
                     }
                 }
-                _ => {
-                    if let Ok(request) = core.try_write(payload.clone(), level) {
-                        self.oracle.on_write(at, request, payload, level);
-                    }
-                }
+                _ => match core.try_write(payload.clone(), level) {
+                    Ok(request) => self.oracle.on_write(at, request, payload, level),
+                    Err(error) => self.mark_call(&error),
+                },
             }
         } else if query || reader {
             if let Ok(id) = core.query(Bytes::copy_from_slice(&[key]), level) {
                 self.clients[at].queries.insert(id, ());
                 self.oracle.on_query(at, id, key, level);
             }
-        } else if let Ok(request) = core.write(payload.clone(), level) {
-            self.oracle.on_write(at, request, payload, level);
+        } else {
+            match core.write(payload.clone(), level) {
+                Ok(request) => self.oracle.on_write(at, request, payload, level),
+                Err(error) => self.mark_call(&error),
+            }
         }
         self.flush_client(at);
         self.after(think, Event::Work { client: at, life });

@@ -75,6 +75,7 @@ impl From<Attach> for pb::Attach {
             observed_epoch: Some(attach.observed_epoch.into()),
             observed: attach.observed.0,
             share_bytes: attach.share_bytes,
+            shares_held: attach.shares_held,
         }
     }
 }
@@ -94,6 +95,7 @@ impl TryFrom<pb::Attach> for Attach {
             observed_epoch: known(attach.observed_epoch),
             observed: Lsn(attach.observed),
             share_bytes: attach.share_bytes,
+            shares_held: attach.shares_held,
         })
     }
 }

@@ -59,6 +59,17 @@ impl Cover {
         self.stripes.insert(id, Stripe { members: Vec::new(), owners: Vec::new(), first: until, until, rows });
     }
 
+    /// A session that is about to stand says how many bytes of this reign's shares it holds. Those of an earlier life of this
+    /// primary take their room until everything that they can combine is stable; what this life gave it is known.
+    pub fn remember(&mut self, client: ClientId, held: u64) {
+        if held > 0 && !self.sessions.contains_key(&client) {
+            let head = Lsn(self.first.0 + self.entries.len() as u64).prev();
+            if head > self.stable {
+                self.kept.entry(client).or_insert((held, head));
+            }
+        }
+    }
+
     /// A session stands, on the roster by a stable entry, with room for so many bytes of shares. What an older incarnation
     /// of its cache confirmed is void: nobody knows what a crash took from it. But its requests before `from` are answered,
     /// and what is answered is in its cache with its tag: no other confirm may ever come.

@@ -188,8 +188,8 @@ fn hello() -> impl Strategy<Value = Hello> {
 fn attach() -> BoxedStrategy<Attach> {
     let session = (client_id(), number(), text(), session_role());
     let state = (epoch(), any::<bool>(), request(), epoch(), epoch(), lsn());
-    (session, state, number())
-        .prop_map(|((client, incarnation, domain, role), state, share_bytes)| {
+    (session, state, (number(), number()))
+        .prop_map(|((client, incarnation, domain, role), state, (share_bytes, shares_held))| {
             let (epoch, fresh, from, oldest, observed_epoch, observed) = state;
             Attach {
                 epoch,
@@ -203,6 +203,7 @@ fn attach() -> BoxedStrategy<Attach> {
                 observed_epoch,
                 observed,
                 share_bytes,
+                shares_held,
             }
         })
         .boxed()

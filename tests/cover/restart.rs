@@ -1,0 +1,50 @@
+//! A primary that goes on in its own epoch knows of no share that an earlier life of it has given.
+
+use bytes::Bytes;
+use tagalong::log::{Body, ClientId, Digest, Header, Lsn, Origin, Request, Time};
+use tagalong::share::cover::{Cover, CoverSettings};
+
+use crate::world::{EPOCH, HERE};
+
+const ROOM: u64 = 1_000;
+
+/// A life that has read four entries of its own log back, when three clients come who hold that much already.
+fn life(held: u64) -> Cover {
+    let settings = CoverSettings { f: 1, members: 1, wait_us: 0, custody_bytes_max: 0, patience_us: 1_000_000 };
+    let mut cover = Cover::new(settings, EPOCH, HERE, Lsn(0), Lsn(1), Time(0));
+    (1..=4).for_each(|n| write(&mut cover, n));
+    for client in 1..=3 {
+        cover.remember(ClientId(client), held);
+        cover.join(ClientId(client), 1, "", ROOM, Request(0));
+    }
+    cover.settle(Time(0), true);
+    cover
+}
+
+fn write(cover: &mut Cover, n: u64) {
+    let payload = Bytes::from(vec![7; 300]);
+    let header = Header {
+        epoch: EPOCH,
+        lsn: Lsn(n),
+        body: Body::Command,
+        origin: Some(Origin { client: ClientId(1), request: Request(n) }),
+        time: Time(0),
+        answered: Request(0),
+        length: 300,
+        digest: Digest::default(),
+    };
+    cover.add(Time(0), &header, &payload);
+}
+
+/// It gave as many shares again at every restart, while nothing became stable: caches took several times what they had
+/// room for, and their clients refused the primary.
+#[test]
+fn the_shares_of_an_earlier_life_take_their_room() {
+    assert!(!life(0).take_pushes().is_empty(), "who holds nothing has room");
+    let mut cover = life(900);
+    assert!(cover.take_pushes().is_empty(), "who holds 900 of 1000 bytes has no room for 300 more");
+    cover.stabilize(Lsn(4));
+    write(&mut cover, 5);
+    cover.settle(Time(0), true);
+    assert!(!cover.take_pushes().is_empty(), "what is stable has been let go");
+}
