@@ -1,7 +1,7 @@
 //! Watches the tests: breaks the library in one place after the other, and says which check notices.
 //!
 //! ```text
-//! cargo run --release -p tagalong-mutants -- [--list] [--target FOLDER] [--seconds N] [FILTER…]
+//! cargo run --release -p tagalong-mutants -- [--list] [--folder FOLDER] [--seconds N] [FILTER…]
 //! ```
 //!
 //! The breaks are in `mutants/list/*.txt`, one file for each module, in the form of a diff ([`list`]). A filter is a part
@@ -31,24 +31,24 @@ struct Place {
 
 struct Arguments {
     list: bool,
-    target: Option<PathBuf>,
+    folder: Option<PathBuf>,
     seconds: u64,
     filters: Vec<String>,
 }
 
 fn arguments() -> Result<Arguments, String> {
-    let mut found = Arguments { list: false, target: None, seconds: 240, filters: Vec::new() };
+    let mut found = Arguments { list: false, folder: None, seconds: 240, filters: Vec::new() };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
         match word.as_str() {
             "--list" => found.list = true,
-            "--target" => found.target = Some(words.next().ok_or("--target wants a folder")?.into()),
+            "--folder" => found.folder = Some(words.next().ok_or("--folder wants a folder")?.into()),
             "--seconds" => {
                 let seconds = words.next().and_then(|seconds| seconds.parse().ok());
                 found.seconds = seconds.ok_or("--seconds wants a number")?;
             }
             _ if word.starts_with('-') => {
-                return Err(format!("{word}? --list, --target FOLDER, --seconds N, or filters"));
+                return Err(format!("{word}? --list, --folder FOLDER, --seconds N, or filters"));
             }
             _ => found.filters.push(word),
         }
@@ -61,18 +61,35 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-/// The files of the tree as it is, committed or not, in the folder `to`.
-fn copy_tree(to: &Path) -> Result<(), String> {
+/// Puts the files of the tree as it is, committed or not, into the folder `to`, with all mutants in them. What is the same
+/// there already is left alone: then it need not be built again.
+fn copy_tree(to: &Path, mutants: &[Mutant]) -> Result<(), String> {
     let git = Command::new("git").args(["ls-files", "-co", "--exclude-standard"]).current_dir(root()).output();
     let files = git.map_err(|error| format!("git: {error}"))?.stdout;
     let files = String::from_utf8(files).map_err(|error| format!("git: {error}"))?;
-    if files.is_empty() {
-        return Err("git knows of no files here".into());
+    let files: BTreeSet<&str> = files.lines().filter(|file| root().join(file).is_file()).collect();
+    let told = |path: &Path, error| format!("{}: {error}", path.display());
+    for file in &files {
+        let (from, copy) = (root().join(file), to.join(file));
+        let text = switch::installed(file, fs::read(&from).map_err(|error| told(&from, error))?, mutants)?;
+        if fs::read(&copy).is_ok_and(|there| there == text) {
+            continue;
+        }
+        let written = copy.parent().map_or(Ok(()), fs::create_dir_all).and_then(|()| fs::write(&copy, text));
+        written.map_err(|error| told(&copy, error))?;
     }
-    for file in files.lines().filter(|file| root().join(file).is_file()) {
-        let copy = to.join(file);
-        let copied = copy.parent().map_or(Ok(()), fs::create_dir_all).and_then(|()| fs::copy(root().join(file), &copy));
-        copied.map_err(|error| format!("{}: {error}", copy.display()))?;
+    // What is no longer in the tree.
+    let mut folders = vec![to.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).map_err(|error| told(&folder, error))?.flatten() {
+            let path = entry.path();
+            let known = |path: &Path| path.strip_prefix(to).ok()?.to_str().map(|name| files.contains(name));
+            if path.is_dir() {
+                folders.push(path);
+            } else if known(&path) != Some(true) {
+                fs::remove_file(&path).map_err(|error| told(&path, error))?;
+            }
+        }
     }
     Ok(())
 }
@@ -121,15 +138,10 @@ fn work() -> Result<bool, String> {
         }
         return Ok(true);
     }
-    let tree = std::env::temp_dir().join(format!("tagalong-mutants-{}", std::process::id()));
-    let target = arguments.target.unwrap_or_else(|| std::env::temp_dir().join("tagalong-mutants-target"));
-    copy_tree(&tree)?;
-    switch::install(&tree, &all)?;
-    let place = Place { tree, target, limit: Duration::from_secs(arguments.seconds) };
-    // Where it fails to build, the tree is left for whoever looks for the reason.
-    let done = try_all(&mutants, &place)?;
-    fs::remove_dir_all(&place.tree).map_err(|error| format!("{}: {error}", place.tree.display()))?;
-    Ok(done)
+    let folder = arguments.folder.unwrap_or_else(|| std::env::temp_dir().join("tagalong-mutants"));
+    let (tree, target) = (folder.join("tree"), folder.join("target"));
+    copy_tree(&tree, &all)?;
+    try_all(&mutants, &Place { tree, target, limit: Duration::from_secs(arguments.seconds) })
 }
 
 fn try_all(mutants: &[(usize, &Mutant)], place: &Place) -> Result<bool, String> {

@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 /// Debug builds without line tables: half the time goes into the linker otherwise.
 const LEAN: &str = "--config profile.test.package.tagalong.debug=false";
 
-/// The core, cheapest first: the simulator notices most, and the stories and what is built for one module the rest.
+/// The core, cheapest first: the stories and what is built for one module, then the simulator, then coverage.
 const CORE: &[&str] = &[
+    "test --no-default-features --features seeded-bugs --test stories --test together --test codec --test hostile \
+     --test decode --test field --test following --test verdicts",
     "test --no-default-features --features seeded-bugs --test sim -- a_few scenarios",
-    "test --no-default-features --features seeded-bugs --test stories --test together --test cover --test decode \
-     --test codec --test hostile --test field",
+    "test --no-default-features --features seeded-bugs --test cover",
 ];
 
 /// The file stores: what is in the directory, and what a caller may rely on.

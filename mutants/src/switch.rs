@@ -12,8 +12,6 @@
 //! mutant has to stay within one function, written as rustfmt does.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::path::Path;
 
 use crate::list::Mutant;
 
@@ -29,21 +27,17 @@ pub(crate) fn mutant_is(number: usize) -> bool {
 }
 "#;
 
-/// Puts all mutants into the tree.
-pub(crate) fn install(tree: &Path, mutants: &[Mutant]) -> Result<(), String> {
-    let mut files: BTreeMap<&str, Vec<(usize, &Mutant)>> = BTreeMap::new();
-    for (number, mutant) in (1..).zip(mutants) {
-        files.entry(&mutant.file).or_default().push((number, mutant));
+/// The content of a file with all its mutants.
+pub(crate) fn installed(file: &str, content: Vec<u8>, mutants: &[Mutant]) -> Result<Vec<u8>, String> {
+    let ours: Vec<_> = (1..).zip(mutants).filter(|(_, mutant)| mutant.file == file).collect();
+    if file == "src/lib.rs" {
+        return Ok([content, SWITCH.into()].concat());
     }
-    let told = |path: &Path, error: std::io::Error| format!("{}: {error}", path.display());
-    for (file, mutants) in files {
-        let path = tree.join(file);
-        let text = fs::read_to_string(&path).map_err(|error| told(&path, error))?;
-        fs::write(&path, switched(&text, &mutants)?).map_err(|error| told(&path, error))?;
+    if ours.is_empty() {
+        return Ok(content);
     }
-    let lib = tree.join("src/lib.rs");
-    let text = fs::read_to_string(&lib).map_err(|error| told(&lib, error))?;
-    fs::write(&lib, text + SWITCH).map_err(|error| told(&lib, error))
+    let text = String::from_utf8(content).map_err(|error| format!("{file}: {error}"))?;
+    switched(&text, &ours).map(String::into_bytes)
 }
 
 /// A function: the lines it begins and ends with, and the line that ends its signature.
