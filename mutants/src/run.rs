@@ -7,13 +7,15 @@ use std::time::{Duration, Instant};
 /// Debug builds without line tables: half the time goes into the linker otherwise.
 const LEAN: &str = "--config profile.test.package.tagalong.debug=false";
 
-/// The core, cheapest first: the stories and what is built for one module, then the simulator, then coverage.
-const CORE: &[&str] = &[
-    "test --no-default-features --features seeded-bugs --test stories --test together --test codec --test hostile \
-     --test decode --test field --test following --test verdicts",
-    "test --no-default-features --features seeded-bugs --test sim -- a_few scenarios",
-    "test --no-default-features --features seeded-bugs --test cover",
-];
+const STORIES: &str = "test --no-default-features --features seeded-bugs --test stories --test together --test codec \
+     --test hostile --test decode --test field --test following --test verdicts --test caches";
+const SIMULATOR: &str = "test --no-default-features --features seeded-bugs --test sim -- a_few scenarios";
+
+/// The core, cheapest first: the stories and what is built for one module, then the simulator.
+const CORE: &[&str] = &[STORIES, SIMULATOR];
+
+/// The same, and the histories of coverage.
+const COVER: &[&str] = &[STORIES, "test --no-default-features --features seeded-bugs --test cover", SIMULATOR];
 
 /// The file stores: what is in the directory, and what a caller may rely on.
 const STORES: &[&str] = &[
@@ -33,6 +35,7 @@ const DRILL: &[&str] = &[
 pub(crate) fn commands(group: &str) -> &'static [&'static str] {
     match group {
         "core" => CORE,
+        "cover" => COVER,
         "stores" => STORES,
         "ring" => RING,
         "drill" => DRILL,
