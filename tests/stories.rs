@@ -834,6 +834,57 @@ fn a_payload_without_its_checksum_accuses_its_client() {
     assert_eq!(recovery.evaluate(Time(1), &state), Next::Wait);
 }
 
+/// A command that its author has no tag for is placed by somebody who was shown its header, and its author has the bytes.
+#[test]
+fn what_is_in_doubt_is_rebuilt_where_others_saw_it() {
+    let (state, mut recovery) = roll_call(RecoveryPolicy::Wait);
+    let header = command(4, b"true");
+    let in_doubt = ReportItem::InDoubt { request: Request(1), length: header.length, digest: header.digest };
+    recovery.report(Time(0), A, report(vec![in_doubt], 0)).unwrap();
+    recovery.report(Time(0), LIAR, report(vec![ReportItem::Header(header)], 4)).unwrap();
+    let Next::Conclude(plan) = answer_pulls(&mut recovery, &state) else { panic!("{:?}", recovery.status()) };
+    assert_eq!(plan.entries[0].payload, "true");
+}
+
+/// Past a gap the state machine says what makes sense without it. What it gives up is lost like the gap itself, and named:
+/// its author would take it for executed.
+#[test]
+fn what_the_state_machine_gives_up_is_named() {
+    let policy = RecoveryPolicy::Conclude { gaps: GapPolicy::Skip, soft_us: 1_000, hard_us: 5_000 };
+    let (state, mut recovery) = roll_call(policy);
+    let second = |lsn, request| Header { origin: Some(Origin { client: A, request }), ..command(lsn, b"true") };
+    let held = [(5, 1), (6, 2)].map(|(lsn, request)| {
+        let header = second(lsn, Request(request));
+        ReportItem::Held { header, reply: None }
+    });
+    recovery.report(Time(0), A, report(held.to_vec(), 6)).unwrap();
+    recovery.report(Time(0), LIAR, report(vec![], 0)).unwrap();
+    let Next::Judge { entries, missing } = answer_pulls(&mut recovery, &state) else { panic!() };
+    assert_eq!((entries.len(), missing.len()), (2, 1));
+    let Next::Conclude(plan) = recovery.judged(&[false, true], &state) else { panic!() };
+    assert_eq!(plan.gaps, [Lsn(4)..Lsn(6)]);
+    assert_eq!(plan.entries.iter().filter(|entry| entry.header.body == Body::Noop).count(), 2);
+}
+
+/// Domains may be missing, not clients: where all who do not come fail together, they are one of the *f*.
+#[test]
+fn clients_of_one_domain_are_missed_as_one() {
+    let mut state = LogState::new();
+    let start = EpochStart { f: 1, lowest: Level::Covered, ..EpochStart::default() };
+    state.apply_header(&header(1, Body::EpochStart(Box::new(start)), None, b""), None).unwrap();
+    for (lsn, client, domain) in [(2, A, "one"), (3, LIAR, "other"), (4, C, "other")] {
+        let origin = Some(Origin { client, request: Request(0) });
+        let info = SessionInfo { domain: domain.to_owned(), ..SessionInfo::default() };
+        state.apply_header(&header(lsn, Body::Open(info), origin, b""), None).unwrap();
+    }
+    let settings = PrimarySettings::default();
+    let mut recovery = Recovery::new(&state, true, &settings, RecoveryPolicy::Wait, Time(0));
+    recovery.begin(Time(0), A, Conn(1));
+    recovery.report(Time(0), A, report(vec![], 0)).unwrap();
+    let Next::Conclude(plan) = recovery.evaluate(Time(10_000_000), &state) else { panic!("{:?}", recovery.status()) };
+    assert_eq!(plan.missing, [LIAR, C]);
+}
+
 /// What a client says counts as a whole: while its report goes on, it is awaited.
 #[test]
 fn half_a_report_is_none() {

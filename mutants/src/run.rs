@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 const LEAN: &str = "--config profile.test.package.tagalong.debug=false";
 
 const STORIES: &str = "test --no-default-features --features seeded-bugs --test stories --test together --test codec \
-     --test hostile --test decode --test field --test following --test verdicts --test caches";
+     --test hostile --test decode --test field --test following --test verdicts --test caches --test reigns";
 const SIMULATOR: &str = "test --no-default-features --features seeded-bugs --test sim -- a_few scenarios";
 
 /// The core, cheapest first: the stories and what is built for one module, then the simulator.
@@ -27,8 +27,8 @@ const RING: &[&str] = &["test --features seeded-bugs --lib --test grpc --test co
 
 /// Real processes, whose clients are killed with the primary and come back on their caches.
 const DRILL: &[&str] = &[
-    "run --release --example disaster -- --mode tagged --client-deaths 3 --clients 6 --full-speed --seconds 3",
-    "run --release --example disaster -- --mode sync,covered --kill-clients 1 --clients 4 --seconds 3",
+    "run --release --example disaster -- --mode tagged --clients 8 --client-deaths 6 --rate 300 --seconds 3",
+    "run --release --example disaster -- --mode sync,covered --clients 4 --kill-clients 1 --seconds 3",
 ];
 
 /// The commands of a group; none if there is no such group.
