@@ -822,6 +822,94 @@ fn a_command_that_is_placed_twice_is_pulled_for_both() {
     assert_eq!(plan.entries[0].payload, "true");
 }
 
+/// A client hands over other bytes, of the same length, than those whose checksum it announced. They do not get into the log.
+#[test]
+fn a_payload_without_its_checksum_accuses_its_client() {
+    let (state, mut recovery) = roll_call(RecoveryPolicy::Wait);
+    recovery.report(Time(0), LIAR, report(vec![], 0)).unwrap();
+    let held = ReportItem::Held { header: command(4, b"true"), reply: None };
+    recovery.report(Time(0), A, report(vec![held], 4)).unwrap();
+    assert_eq!(recovery.pulls().len(), 1);
+    let items = vec![(Request(1), Bytes::from_static(b"lies"))];
+    assert!(recovery.payloads(Time(1), A, Payloads { epoch: Epoch::ZERO, items, shares: Vec::new() }).is_err());
+    assert_eq!(recovery.evaluate(Time(1), &state), Next::Wait);
+}
+
+/// A command that its author has no tag for is placed by somebody who was shown its header, and its author has the bytes.
+#[test]
+fn what_is_in_doubt_is_rebuilt_where_others_saw_it() {
+    let (state, mut recovery) = roll_call(RecoveryPolicy::Wait);
+    let header = command(4, b"true");
+    let in_doubt = ReportItem::InDoubt { request: Request(1), length: header.length, digest: header.digest };
+    recovery.report(Time(0), A, report(vec![in_doubt], 0)).unwrap();
+    recovery.report(Time(0), LIAR, report(vec![ReportItem::Header(header)], 4)).unwrap();
+    let Next::Conclude(plan) = answer_pulls(&mut recovery, &state) else { panic!("{:?}", recovery.status()) };
+    assert_eq!(plan.entries[0].payload, "true");
+}
+
+/// Past a gap the state machine says what makes sense without it. What it gives up is lost like the gap itself, and named:
+/// its author would take it for executed.
+#[test]
+fn what_the_state_machine_gives_up_is_named() {
+    let policy = RecoveryPolicy::Conclude { gaps: GapPolicy::Skip, soft_us: 1_000, hard_us: 5_000 };
+    let (state, mut recovery) = roll_call(policy);
+    let second = |lsn, request| Header { origin: Some(Origin { client: A, request }), ..command(lsn, b"true") };
+    let held = [(5, 1), (6, 2)].map(|(lsn, request)| {
+        let header = second(lsn, Request(request));
+        ReportItem::Held { header, reply: None }
+    });
+    recovery.report(Time(0), A, report(held.to_vec(), 6)).unwrap();
+    recovery.report(Time(0), LIAR, report(vec![], 0)).unwrap();
+    let Next::Judge { entries, missing } = answer_pulls(&mut recovery, &state) else { panic!() };
+    assert_eq!((entries.len(), missing.len()), (2, 1));
+    let Next::Conclude(plan) = recovery.judged(&[false, true], &state) else { panic!() };
+    assert_eq!(plan.gaps, [Lsn(4)..Lsn(6)]);
+    assert_eq!(plan.entries.iter().filter(|entry| entry.header.body == Body::Noop).count(), 2);
+}
+
+/// Domains may be missing, not clients: where all who do not come fail together, they are one of the *f*.
+#[test]
+fn clients_of_one_domain_are_missed_as_one() {
+    let mut state = LogState::new();
+    let start = EpochStart { f: 1, lowest: Level::Covered, ..EpochStart::default() };
+    state.apply_header(&header(1, Body::EpochStart(Box::new(start)), None, b""), None).unwrap();
+    for (lsn, client, domain) in [(2, A, "one"), (3, LIAR, "other"), (4, C, "other")] {
+        let origin = Some(Origin { client, request: Request(0) });
+        let info = SessionInfo { domain: domain.to_owned(), ..SessionInfo::default() };
+        state.apply_header(&header(lsn, Body::Open(info), origin, b""), None).unwrap();
+    }
+    let settings = PrimarySettings::default();
+    let mut recovery = Recovery::new(&state, true, &settings, RecoveryPolicy::Wait, Time(0));
+    recovery.begin(Time(0), A, Conn(1));
+    recovery.report(Time(0), A, report(vec![], 0)).unwrap();
+    let Next::Conclude(plan) = recovery.evaluate(Time(10_000_000), &state) else { panic!("{:?}", recovery.status()) };
+    assert_eq!(plan.missing, [LIAR, C]);
+}
+
+/// What a client says counts as a whole: while its report goes on, it is awaited.
+#[test]
+fn half_a_report_is_none() {
+    let (state, mut recovery) = roll_call(RecoveryPolicy::Wait);
+    recovery.report(Time(0), LIAR, report(vec![], 0)).unwrap();
+    recovery.report(Time(0), A, Report { end: false, ..report(vec![], 4) }).unwrap();
+    assert_eq!((recovery.awaited(), recovery.evaluate(Time(1), &state)), (vec![A], Next::Wait));
+}
+
+/// A node that is not in sync takes clients' word on what was stable: what it lacks is a gap, and named.
+#[test]
+fn what_was_stable_and_is_not_here_is_named() {
+    let policy = RecoveryPolicy::Conclude { gaps: GapPolicy::Stop, soft_us: 1_000, hard_us: 5_000 };
+    let (state, _) = roll_call(policy);
+    let mut recovery = Recovery::new(&state, false, &PrimarySettings::default(), policy, Time(0));
+    for (conn, client) in [(1, A), (2, LIAR)] {
+        recovery.begin(Time(0), client, Conn(conn));
+        let stable = (reign(), Lsn(if client == A { 6 } else { 0 }));
+        recovery.report(Time(0), client, Report { stable, ..report(vec![], 0) }).unwrap();
+    }
+    let Next::Conclude(plan) = recovery.evaluate(Time(5_000), &state) else { panic!("{:?}", recovery.status()) };
+    assert_eq!((plan.observed, plan.policy), (Lsn(6), Some(GapPolicy::Stop)));
+}
+
 /// Headers that no entry can have (a system entry of some length, an empty command with the digest of another) got into
 /// the log, from where no backup takes them.
 #[test]
@@ -988,6 +1076,26 @@ fn a_grant_is_answered_though_an_older_one_was_marked() {
     step(Input::FromPrimary(link, first));
     assert_eq!(step(Input::FromPrimary(link, PrimaryMessage::Grant { epoch })), [true]);
     assert_eq!(step(Input::FromPrimary(link, PrimaryMessage::Grant { epoch })), [true], "as often as it is given");
+}
+
+/// A backup in sync comes back with less than it had acknowledged: its disk lied, or was put back from a copy. What was told
+/// to be stable is released everywhere, and the checkpoint does not go back.
+#[test]
+fn the_checkpoint_never_goes_back() {
+    let mut alone = Alone::new();
+    let epoch = alone.core.epoch();
+    alone.give(Input::FromBackup(Conn(1), hello(2, 0, Epoch::ZERO, false)));
+    for in_sync in [false, false, true, true] {
+        alone.give(Input::Flush);
+        let ack = BackupMessage::Ack { epoch, durable: alone.end(), echo: 0, in_sync };
+        alone.give(Input::FromBackup(Conn(1), ack));
+    }
+    let stable = alone.core.watermarks().stable();
+    assert_eq!((stable, alone.was_granted(Conn(1))), (alone.end(), true));
+    alone.give(Input::Gone(Conn(1)));
+    alone.give(Input::FromBackup(Conn(2), hello(2, stable.0 - 1, epoch, true)));
+    alone.give(Input::Flush);
+    assert_eq!(alone.core.watermarks().stable(), stable);
 }
 
 /// A service that wants a backup is restarted, and its sessions wait for the grant. They were admitted when the backup said
