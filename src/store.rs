@@ -142,8 +142,9 @@ pub trait StateMachine: Send + 'static {
     /// Of `from`, or if it is no such snapshot; the state is then as it was.
     fn restore(&mut self, from: &mut dyn io::Read) -> io::Result<()>;
 
-    /// Whether `later` means the same although `missing` was lost before it. Asked at a conclusion that skips
-    /// gaps; what depends on a loss is lost with it. The default keeps nothing.
+    /// Whether `later` means the same although `missing`, in LSN order, was lost before or after it. Asked at a conclusion
+    /// that skips gaps; what depends on a loss is lost with it, and then missing itself: the rest is asked about again, until
+    /// nothing more is given up. The default keeps nothing.
     fn independent(&self, later: &Entry, missing: &[Missing]) -> bool {
         let _ = (later, missing);
         false

@@ -862,9 +862,17 @@ fn what_the_state_machine_gives_up_is_named() {
     recovery.report(Time(0), LIAR, report(vec![], 0)).unwrap();
     let Next::Judge { entries, missing } = answer_pulls(&mut recovery, &state) else { panic!() };
     assert_eq!((entries.len(), missing.len()), (2, 1));
-    let Next::Conclude(plan) = recovery.judged(&[false, true], &state) else { panic!() };
+    // What it kept may depend on what it gave up: it is asked again, and knows that as missing.
+    let Next::Judge { entries, missing } = recovery.judged(&[false, true], &state) else { panic!() };
+    assert_eq!(entries.iter().map(|entry| entry.header.lsn).collect::<Vec<_>>(), [Lsn(6)]);
+    assert_eq!(missing.iter().map(|missing| missing.lsn).collect::<Vec<_>>(), [Lsn(4), Lsn(5)]);
+    assert_eq!(missing[1].header.as_ref(), Some(&second(5, Request(1))));
+    let mut other = recovery.clone();
+    let Next::Conclude(plan) = recovery.judged(&[true], &state) else { panic!() };
     assert_eq!(plan.gaps, [Lsn(4)..Lsn(6)]);
     assert_eq!(plan.entries.iter().filter(|entry| entry.header.body == Body::Noop).count(), 2);
+    let Next::Conclude(plan) = other.judged(&[false], &state) else { panic!() };
+    assert_eq!((plan.gaps.len(), plan.entries.len()), (0, 0), "nothing is left, and the log ends before");
 }
 
 /// Domains may be missing, not clients: where all who do not come fail together, they are one of the *f*.

@@ -1,8 +1,5 @@
 //! Going on past a gap, by policy: what the state machine says it can do with, and no-ops in the place of the rest.
 
-use std::collections::BTreeSet;
-use std::ops::Range;
-
 use bytes::Bytes;
 
 use super::{GAP_ENTRIES_MAX, Next, Plan, Recovery, Walk, ranges};
@@ -14,10 +11,34 @@ use crate::store::Missing;
 /// A conclusion that waits for the state machine's word.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Skipping {
+    /// What may be kept past the first gap.
     candidates: Vec<Entry>,
-    gaps: Vec<Range<Lsn>>,
+    /// What is not, in order.
+    missing: Vec<Missing>,
     last: Lsn,
     plan: Plan,
+}
+
+impl Skipping {
+    fn ask(&self) -> Next {
+        let commands = self.candidates.iter().filter(|entry| entry.header.body == Body::Command);
+        Next::Judge { entries: commands.cloned().collect(), missing: self.missing.clone() }
+    }
+
+    /// Keeps those of which it holds; the others are missing from now on. Whether there are any.
+    fn retain(&mut self, mut is_kept: impl FnMut(&Entry) -> bool) -> bool {
+        let before = self.missing.len();
+        let missing = &mut self.missing;
+        self.candidates.retain(|entry| {
+            let kept = is_kept(entry);
+            if !kept {
+                missing.push(Missing { lsn: entry.header.lsn, header: Some(entry.header.clone()) });
+            }
+            kept
+        });
+        self.missing.sort_unstable_by_key(|missing| missing.lsn);
+        self.missing.len() > before
+    }
 }
 
 impl Recovery {
@@ -40,51 +61,58 @@ impl Recovery {
             .flat_map(|gap| (gap.start.0..gap.end.0).map(Lsn))
             .map(|lsn| Missing { lsn, header: self.header(lsn).cloned() });
         let missing = missing.collect();
-        let entries = candidates.iter().filter(|entry| entry.header.body == Body::Command).cloned().collect();
-        self.judging = Some(Skipping { candidates, gaps: walk.gaps, last: walk.last, plan });
-        Next::Judge { entries, missing }
+        let skipping = Skipping { candidates, missing, last: walk.last, plan };
+        let next = skipping.ask();
+        self.judging = Some(skipping);
+        next
     }
 
-    /// The state machine's word on the entries of the last [`Next::Judge`].
+    /// The state machine's word on the entries of the last [`Next::Judge`]. What is dropped is missing to what came after
+    /// it: as long as something is, it is asked again.
     pub fn judged(&mut self, keep: &[bool], state: &LogState) -> Next {
         if self.dropped > 0 {
             self.dropped -= 1;
             return Next::Wait;
         }
-        let Some(skipping) = self.judging.take() else {
+        let Some(mut skipping) = self.judging.take() else {
             return Next::Wait;
         };
-        let mut plan = skipping.plan;
         let mut keep = keep.iter().copied();
+        let mut dropped = skipping.retain(|entry| entry.header.body != Body::Command || keep.next().unwrap_or(false));
         let mut trial = state.outline();
-        for entry in &plan.entries {
+        for entry in &skipping.plan.entries {
             if trial.apply_header(&entry.header, None).is_err() {
-                return self.conclude(plan, state);
+                return self.conclude(skipping.plan, state);
             }
         }
-        let mut candidates = skipping.candidates.into_iter().peekable();
-        let mut lost = skipping.gaps.iter().flat_map(|gap| gap.start.0..gap.end.0).map(Lsn).collect::<BTreeSet<_>>();
-        let mut kept = plan.entries.len();
-        for n in plan.entries.len() as u64 + self.base.0 + 1..=skipping.last.0 {
-            let lsn = Lsn(n);
-            let candidate = candidates.next_if(|entry| entry.header.lsn == lsn);
-            let wanted = candidate.filter(|entry| entry.header.body != Body::Command || keep.next().unwrap_or(false));
-            // What no longer makes sense without what is missing (its session's `Open`, say) is lost with it.
-            let fitting = wanted.filter(|entry| trial.apply_header(&entry.header, None).is_ok());
-            if let Some(entry) = fitting {
-                plan.entries.push(entry);
-                kept = plan.entries.len();
-            } else {
-                let noop = self.noop(lsn);
-                trial.apply_header(&noop.header, None).expect("a no-op of the reign always fits");
-                lost.insert(lsn);
-                plan.entries.push(noop);
+        // What no longer makes sense without what is missing (its session's `Open`, say) is lost with it.
+        let mut next = Lsn(self.base.0 + skipping.plan.entries.len() as u64 + 1);
+        dropped |= skipping.retain(|entry| {
+            while next < entry.header.lsn {
+                trial.apply_header(&self.noop(next).header, None).expect("a no-op of the reign always fits");
+                next = next.next();
             }
+            let fits = trial.apply_header(&entry.header, None).is_ok();
+            if fits {
+                next = next.next();
+            }
+            fits
+        });
+        if dropped && skipping.candidates.iter().any(|entry| entry.header.body == Body::Command) {
+            let next = skipping.ask();
+            self.judging = Some(skipping);
+            return next;
         }
+        let Skipping { candidates, missing, last, mut plan } = skipping;
         // A gap at the end is simply where the log ends.
-        plan.entries.truncate(kept);
-        let end = Lsn(self.base.0 + kept as u64);
-        plan.gaps = ranges(lost.into_iter().filter(|lsn| *lsn <= end));
+        let end = candidates.last().map_or(Lsn(self.base.0 + plan.entries.len() as u64), |entry| entry.header.lsn);
+        let mut candidates = candidates.into_iter().peekable();
+        for n in plan.entries.len() as u64 + self.base.0 + 1..=end.min(last).0 {
+            let lsn = Lsn(n);
+            let kept = candidates.next_if(|entry| entry.header.lsn == lsn);
+            plan.entries.push(kept.unwrap_or_else(|| self.noop(lsn)));
+        }
+        plan.gaps = ranges(missing.into_iter().map(|missing| missing.lsn).filter(|lsn| *lsn <= end));
         self.conclude(plan, state)
     }
 
