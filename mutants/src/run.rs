@@ -17,7 +17,8 @@ const BYTES: &str =
 const CORE: &[&str] = &[STORIES, SIMULATOR, BYTES];
 
 /// The same, and the histories of coverage.
-const COVER: &[&str] = &[STORIES, BYTES, "test --no-default-features --features seeded-bugs --test cover", SIMULATOR];
+const COVER: &[&str] =
+    &[STORIES, BYTES, "test --no-default-features --features seeded-bugs --test cover -- --skip without", SIMULATOR];
 
 /// The file stores: what is in the directory, and what a caller may rely on.
 const STORES: &[&str] = &[
