@@ -119,13 +119,13 @@ impl Member {
     }
 
     fn frames(&self) -> Vec<&ClientFrame> {
-        let frame = |message| if let &ClientMessage::Frame(ref frame) = message { Some(frame) } else { None };
-        self.sent.iter().filter_map(frame).collect()
+        let messages = self.sent.iter();
+        messages.filter_map(|it| if let ClientMessage::Frame(frame) = it { Some(frame) } else { None }).collect()
     }
 
     fn attaches(&self) -> Vec<&Attach> {
-        let attach = |message| if let &ClientMessage::Attach(ref attach) = message { Some(attach) } else { None };
-        self.sent.iter().filter_map(attach).collect()
+        let messages = self.sent.iter();
+        messages.filter_map(|it| if let ClientMessage::Attach(attach) = it { Some(attach) } else { None }).collect()
     }
 }
 

@@ -99,6 +99,8 @@ fn cargo(words: &[String], place: &Place, number: usize) -> Command {
     let mut cargo = Command::new(env!("CARGO"));
     cargo.args(words).current_dir(&place.tree).env("CARGO_TARGET_DIR", &place.target).stdin(Stdio::null());
     cargo.env("PROPTEST_RNG_SEED", "1").env("PROPTEST_DISABLE_FAILURE_PERSISTENCE", "1");
+    // That something fails is enough.
+    cargo.env("PROPTEST_MAX_SHRINK_ITERS", "0");
     cargo.env(switch::VARIABLE, number.to_string());
     cargo
 }

@@ -7,15 +7,18 @@ use std::time::{Duration, Instant};
 /// Debug builds without line tables: half the time goes into the linker otherwise.
 const LEAN: &str = "--config profile.test.package.tagalong.debug=false";
 
-const STORIES: &str = "test --no-default-features --features seeded-bugs --test stories --test together --test codec \
-     --test hostile --test decode --test field --test following --test verdicts --test caches --test reigns";
+const STORIES: &str = "test --no-default-features --features seeded-bugs --test stories --test together --test following \
+     --test reigns --test caches --test verdicts";
 const SIMULATOR: &str = "test --no-default-features --features seeded-bugs --test sim -- a_few scenarios";
+const BYTES: &str =
+    "test --no-default-features --features seeded-bugs --test codec --test decode --test field --test hostile";
 
-/// The core, cheapest first: the stories and what is built for one module, then the simulator.
-const CORE: &[&str] = &[STORIES, SIMULATOR];
+/// The core, cheapest first: stories, then the simulator, then well-typed nonsense and what is built for one module.
+const CORE: &[&str] = &[STORIES, SIMULATOR, BYTES];
 
 /// The same, and the histories of coverage.
-const COVER: &[&str] = &[STORIES, "test --no-default-features --features seeded-bugs --test cover", SIMULATOR];
+const COVER: &[&str] =
+    &[STORIES, BYTES, "test --no-default-features --features seeded-bugs --test cover -- --skip without", SIMULATOR];
 
 /// The file stores: what is in the directory, and what a caller may rely on.
 const STORES: &[&str] = &[
