@@ -194,6 +194,7 @@ impl Lone {
             observed_epoch: Epoch::ZERO,
             observed: Lsn(0),
             share_bytes: 0,
+            shares_held: 0,
         };
         self.give(Input::Client(Conn(conn), ClientMessage::Attach(attach)));
         self.give(Input::Flush);
