@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use tagalong::log::Entry;
+use tagalong::log::{Body, Entry};
 use tagalong::store::Missing;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -95,7 +95,7 @@ impl Machine {
         let key = later.payload.first().copied();
         missing.iter().all(|missing| {
             let Some(header) = &missing.header else { return false };
-            lost.get(&header.digest.value).is_some_and(|lost| Some(*lost) != key)
+            header.body != Body::Command || lost.get(&header.digest.value).is_some_and(|lost| Some(*lost) != key)
         })
     }
 }
