@@ -329,12 +329,12 @@ impl Primary {
         self.join_cover(attach);
     }
 
-    /// Admits whoever waited for the checkpoint to pass its `Open` or `Resume`.
     /// Sessions that are about to open.
     fn opening(&self) -> usize {
         self.in_flight.iter().filter(|client| self.state.session(**client).is_none()).count()
     }
 
+    /// Admits whoever waited for the checkpoint to pass its `Open` or `Resume`.
     pub(super) fn admit_waiting(&mut self, now: Time, out: &mut Vec<Output>) {
         for client in self.admissions.iter().copied().collect::<Vec<_>>() {
             self.admit(now, client, out);

@@ -84,6 +84,8 @@ struct Row {
     cost: u64,
     /// Who has it, and as which share.
     holder: Option<(ClientId, u64)>,
+    /// Since when.
+    given: Time,
     confirmed: bool,
 }
 
@@ -277,7 +279,7 @@ impl Cover {
         self.next_share
     }
 
-    /// Time passes, for the counts alone.
+    /// Time passes.
     pub fn pass(&mut self, now: Time) {
         self.now = self.now.max(now);
     }
@@ -489,7 +491,7 @@ impl Cover {
             session.shares.insert(share);
         }
         if let Some(stripe) = self.stripes.get_mut(&id) {
-            stripe.rows[at].holder = Some((client, share));
+            (stripe.rows[at].holder, stripe.rows[at].given) = (Some((client, share)), self.now);
         }
         self.need(client, until);
         self.push(client, share, until, body);
@@ -681,7 +683,7 @@ impl Cover {
 impl Row {
     fn new(body: Bytes) -> Self {
         let cost = body.len() as u64 + HEADER_COST + SEAL_COST;
-        Self { body, cost, holder: None, confirmed: false }
+        Self { body, cost, holder: None, given: Time(0), confirmed: false }
     }
 }
 

@@ -125,21 +125,27 @@ impl Class {
         self.saved >= if owed { length } else { length * RESERVE }
     }
 
-    /// A share went to `receiver`, with entries of these owners. Where an owner is not among them, what is owed for is too
-    /// old for a share.
-    fn serve(&mut self, owners: &BTreeSet<Domain>, receiver: &Domain) {
+    /// A share went to somebody else, with entries of these owners.
+    fn serve(&mut self, owners: &BTreeSet<Domain>) {
         for owner in owners {
-            if let Some(owed) = self.owed.get_mut(owner) {
-                owed.shares = owed.shares.saturating_sub(SHARE);
+            let Some(owed) = self.owed.get_mut(owner) else { continue };
+            owed.shares = owed.shares.saturating_sub(SHARE);
+            if owed.shares < SHARE {
+                self.pressing.remove(owner);
             }
         }
+    }
+
+    /// A share of this class for `receiver` reached no entry of any other owner: what is owed to them is for entries that
+    /// are too old.
+    fn give_up(&mut self, owners: &BTreeSet<Domain>, receiver: &Domain) {
         let owed = &mut self.owed;
         self.pressing.retain(|owner| {
-            let Some(owed) = owed.get_mut(owner) else { return false };
-            if owner != receiver && !owners.contains(owner) {
+            let reached = owner == receiver || owners.contains(owner);
+            if let Some(owed) = owed.get_mut(owner).filter(|_| !reached) {
                 owed.shares = 0;
             }
-            owed.shares >= SHARE
+            reached
         });
     }
 }
@@ -210,8 +216,11 @@ impl Window {
         let paying = self.classes.get_mut(&class)?;
         paying.saved -= longest as u64;
         paying.due = paying.due.saturating_sub(SHARE);
+        if let Some(owners) = owners.get(&class) {
+            paying.give_up(owners, receiver);
+        }
         for (class, owners) in owners {
-            self.classes.get_mut(&class)?.serve(&owners, receiver);
+            self.classes.get_mut(&class)?.serve(&owners);
         }
         members.sort_unstable();
         let until = members.last().copied()?;

@@ -164,3 +164,29 @@ fn an_author_that_sleeps_is_passed_over() {
     oracle::check(&world, true, &mut Looked::default()).unwrap();
     assert_eq!(world.cover.covered(), Lsn(2));
 }
+
+/// An entry waited long for somebody to come who could hold its row; whoever came had as good as no time to confirm it, and
+/// was passed over at once.
+#[test]
+fn who_was_given_something_just_now_is_not_late() {
+    let mut world = world(&[ROOM; 3]);
+    for client in [1, 2] {
+        world.step(&Step::Break { client }, Flush::Idle);
+    }
+    write(&mut world, 0);
+    world.step(&Step::Calm { but: None }, Flush::Idle);
+    for us in [1_000_000, 900_000] {
+        world.step(&Step::Pass { us }, Flush::Idle);
+    }
+    for client in [1, 2] {
+        world.step(&Step::Return { client, cache: Cache::Same }, Flush::Idle);
+    }
+    assert_eq!(world.cover.counts().pushed, 1);
+    world.step(&Step::Pass { us: 100_000 }, Flush::Idle);
+    assert_eq!(world.cover.counts().pushed, 1);
+    world.step(&Step::Pass { us: 900_000 }, Flush::Idle);
+    world.step(&Step::Pass { us: 100_000 }, Flush::Idle);
+    assert_eq!(world.cover.counts().pushed, 2, "and now it is");
+    calm(&mut world);
+    assert_eq!(world.cover.covered(), Lsn(1));
+}

@@ -39,6 +39,24 @@ pub(crate) struct Node {
     inputs: VecDeque<Input>,
 }
 
+/// What a new client says of itself.
+fn attach(epoch: Epoch, client: ClientId) -> Attach {
+    Attach {
+        epoch,
+        client,
+        incarnation: 1,
+        domain: "rack".to_owned(),
+        role: SessionRole::Writer,
+        fresh: true,
+        from: Request(1),
+        oldest: Epoch::ZERO,
+        observed_epoch: Epoch::ZERO,
+        observed: Lsn(0),
+        share_bytes: 1 << 20,
+        shares_held: 0,
+    }
+}
+
 impl Node {
     fn primary(log: Vec<Record>, marks: Marks, (lowest, f): (Level, u8)) -> Self {
         let settings = PrimarySettings {
@@ -68,23 +86,9 @@ impl Node {
         let mut node = Self::primary(Vec::new(), marks, service);
         for client in 0..2 {
             let conn = Conn(client);
-            let attach = Attach {
-                epoch: Epoch { generation: 0, number: 1, node: NodeId(1) },
-                client: ClientId(100 + u128::from(client)),
-                incarnation: 1,
-                domain: format!("rack-{client}"),
-                role: SessionRole::Writer,
-                fresh: true,
-                from: Request(1),
-                oldest: Epoch::ZERO,
-                observed_epoch: Epoch::ZERO,
-                observed: Lsn(0),
-                share_bytes: 1 << 20,
-                shares_held: 0,
-            };
-            let hello = Hello { version: VERSION, features: 0, cluster: None, group: None, epoch: Epoch::ZERO };
-            node.give(Input::Client(conn, ClientMessage::Hello(hello)));
-            node.give(Input::Client(conn, ClientMessage::Attach(attach)));
+            let epoch = Epoch { generation: 0, number: 1, node: NodeId(1) };
+            let attach = attach(epoch, ClientId(100 + u128::from(client)));
+            node.begin(conn, Attach { domain: format!("rack-{client}"), ..attach });
         }
         node
     }
@@ -208,6 +212,13 @@ impl Node {
         }
     }
 
+    /// A client's first two messages.
+    fn begin(&mut self, conn: Conn, attach: Attach) {
+        let hello = Hello { version: VERSION, features: 0, cluster: None, group: None, epoch: Epoch::ZERO };
+        self.give(Input::Client(conn, ClientMessage::Hello(hello)));
+        self.give(Input::Client(conn, ClientMessage::Attach(attach)));
+    }
+
     /// At times the peer begins as it should, so that what follows gets further in.
     fn introduce(&mut self, conn: Conn, forge: &mut Forge) {
         let Core::Primary(core) = &self.core else { return };
@@ -217,23 +228,11 @@ impl Node {
         forge.next = session.map_or(Request(1), |session| Request(session.next.0.min(1 << 50)));
         let last = core.state().epoch();
         if forge.below(3) == 0 {
-            let attach = Attach {
-                epoch,
-                client,
-                incarnation: session.map_or(1, |session| session.info.incarnation),
-                domain: session.map_or_else(|| "rack".to_owned(), |session| session.info.domain.clone()),
-                role: SessionRole::Writer,
-                fresh: forge.below(2) == 0,
-                from: forge.next,
-                oldest: Epoch::ZERO,
-                observed_epoch: Epoch::ZERO,
-                observed: Lsn(0),
-                share_bytes: 1 << 20,
-                shares_held: 0,
-            };
-            let hello = Hello { version: VERSION, features: 0, cluster: None, group: None, epoch: Epoch::ZERO };
-            self.give(Input::Client(conn, ClientMessage::Hello(hello)));
-            self.give(Input::Client(conn, ClientMessage::Attach(attach)));
+            let mut attach = Attach { fresh: forge.below(2) == 0, from: forge.next, ..attach(epoch, client) };
+            if let Some(session) = session {
+                (attach.incarnation, attach.domain) = (session.info.incarnation, session.info.domain.clone());
+            }
+            self.begin(conn, attach);
         }
         if forge.below(6) == 0 {
             let hello = PeerHello {

@@ -4,8 +4,11 @@
 //! is overdue is passed over from then on, until it confirms something again. What it was given stays with it, and counts
 //! as its load; nothing depends on it any more.
 
-use super::Cover;
+use super::{Cover, Covering, Row};
 use crate::log::{ClientId, Lsn, Time};
+
+/// Entries are looked at so far past what is covered, at most: the rest comes when that moves.
+const AHEAD_MAX: u64 = 1024;
 
 /// How far the entries that are not covered were looked through.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -26,8 +29,7 @@ impl Cover {
         if now >= self.patience.since.after(patience) {
             self.patience = Patience { upto: self.covered, since: now };
         }
-        self.patience.upto = self.patience.upto.max(self.covered);
-        while let Some(entry) = self.entry(self.patience.upto.next()) {
+        while let Some(entry) = self.next_uncovered() {
             let lsn = entry.header.lsn;
             if now < entry.added.after(patience) {
                 break;
@@ -35,7 +37,7 @@ impl Cover {
             let late = entry.owner.filter(|_| !entry.tagged);
             let stripes: Vec<u64> = entry.stripes.iter().chain(&entry.copies).copied().collect();
             self.patience.upto = lsn;
-            stripes.into_iter().for_each(|id| self.hurry_stripe(id));
+            stripes.into_iter().for_each(|id| self.hurry_stripe(now, id));
             if let Some(author) = late {
                 self.pass_over(author);
                 self.to_copy.push(lsn);
@@ -46,11 +48,16 @@ impl Cover {
     /// When something is overdue, or looked at again.
     pub(super) fn next_overdue(&self) -> Option<Time> {
         let patience = self.settings.patience_us;
-        let seen = self.patience.upto.max(self.covered);
-        let next = self.entry(seen.next()).map(|entry| entry.added.after(patience));
-        let again = (seen > self.covered && self.entry(self.covered.next()).is_some())
-            .then(|| self.patience.since.after(patience));
+        let next = self.next_uncovered().map(|entry| entry.added.after(patience));
+        let begun = self.patience.upto > self.covered;
+        let again = begun.then(|| self.patience.since.after(patience));
         next.into_iter().chain(again).min().filter(|_| self.settings.f > 0)
+    }
+
+    /// The next entry of this pass.
+    fn next_uncovered(&self) -> Option<&Covering> {
+        let seen = self.patience.upto.max(self.covered);
+        self.entry(seen.next()).filter(|_| seen.0 - self.covered.0 < AHEAD_MAX)
     }
 
     fn pass_over(&mut self, client: ClientId) {
@@ -60,9 +67,11 @@ impl Cover {
     }
 
     /// Gives the rows that nobody confirmed to others.
-    fn hurry_stripe(&mut self, id: u64) {
+    fn hurry_stripe(&mut self, now: Time, id: u64) {
         let Some(stripe) = self.stripes.get(&id) else { return };
-        let late = stripe.rows.iter().enumerate().filter(|(_, row)| !row.confirmed);
+        let patience = self.settings.patience_us;
+        let is_late = |row: &Row| !row.confirmed && now >= row.given.after(patience);
+        let late = stripe.rows.iter().enumerate().filter(|(_, row)| is_late(row));
         let late: Vec<(usize, ClientId, u64)> =
             late.filter_map(|(at, row)| row.holder.map(|(client, share)| (at, client, share))).collect();
         for (at, client, share) in late {

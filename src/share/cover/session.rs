@@ -50,7 +50,7 @@ impl Cover {
         session.used += cost;
         self.next_stripe += 1;
         let id = self.next_stripe;
-        let row = Row { body: Bytes::new(), cost, holder: Some((client, share)), confirmed: true };
+        let row = Row { body: Bytes::new(), cost, holder: Some((client, share)), given: self.now, confirmed: true };
         // An empty stripe that only gives the room back in time.
         let rows = vec![row];
         session.shares.insert(share);
