@@ -192,7 +192,8 @@ impl Plan {
             uncovered: if dice.percent(20) { Uncovered::Refuse } else { Uncovered::WhenStable },
             stripe_members: dice.pick(&[1, 2, 4, 8]),
             stripe_wait_us: dice.pick(&[0, 500, 5_000, 30_000]),
-            confirm_patience_us: dice.pick(&[2_000, 20_000, 100_000]),
+            // Who is passed over for being slow hides what a rule is there for.
+            confirm_patience_us: 1_000_000,
             window_percent: dice.pick(&[0, 30, 100, 300]),
             custody_bytes_max: dice.pick(&[0, 600, 64 << 20, 64 << 20]),
             require_backup: dice.percent(10),
@@ -271,7 +272,10 @@ impl Plan {
         };
         match bias {
             Some(rule) => plan.lean(rule, dice),
-            None => plan.trouble(dice),
+            None => {
+                plan.primary.confirm_patience_us = dice.pick(&[2_000, 20_000, 100_000]);
+                plan.trouble(dice);
+            }
         }
         plan
     }
