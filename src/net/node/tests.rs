@@ -54,18 +54,18 @@ fn history(next: Epoch, opened: bool, size: usize) -> Vec<Record> {
     records
 }
 
-/// How a node comes to have such a log: its name, and whose reign the next one is.
+/// Who has such a log.
 #[derive(Clone, Copy, Debug)]
-enum Left {
-    /// By a backup that took over.
+enum Whose {
+    /// A backup that took over.
     Takeover,
-    /// By a primary that started again.
+    /// A primary that started again.
     Restart,
-    /// By that one's backup, which has what came of it.
+    /// That one's backup.
     Following,
 }
 
-impl Left {
+impl Whose {
     const ALL: [Self; 3] = [Self::Takeover, Self::Restart, Self::Following];
 
     fn next(self) -> Epoch {
@@ -114,12 +114,12 @@ fn open(dir: &Path) -> FileLog {
     FileLog::open(dir, FileLogOptions::default()).unwrap()
 }
 
-/// The directory of a node that ended with this log.
-fn left(left: Left, opened: bool, size: usize) -> TempDir {
+/// The directory of a node that ended with such a log.
+fn directory(whose: Whose, opened: bool, size: usize) -> TempDir {
     let dir = TempDir::new_in("/dev/shm").or_else(|_| TempDir::new()).unwrap();
     let mut log = open(dir.path());
-    log.save_marks(&left.marks()).unwrap();
-    log.append(&history(left.next(), opened, size)).unwrap();
+    log.save_marks(&whose.marks()).unwrap();
+    log.append(&history(whose.next(), opened, size)).unwrap();
     log.sync().unwrap();
     dir
 }
@@ -145,23 +145,23 @@ fn cut(dir: &Path) -> Vec<u64> {
 
 #[tokio::test]
 async fn what_a_reign_that_never_opened_left_is_set_aside() {
-    for how in Left::ALL {
-        let dir = left(how, false, 10);
-        assert_eq!(start(dir.path(), how.start()).await, (vec![3, 4], BASE), "{how:?}");
-        assert_eq!(open(dir.path()).bounds(), Lsn(1)..BASE.next(), "{how:?}");
-        assert_eq!(cut(dir.path()), [5, 6], "{how:?}");
+    for whose in Whose::ALL {
+        let dir = directory(whose, false, 10);
+        assert_eq!(start(dir.path(), whose.start()).await, (vec![3, 4], BASE), "{whose:?}");
+        assert_eq!(open(dir.path()).bounds(), Lsn(1)..BASE.next(), "{whose:?}");
+        assert_eq!(cut(dir.path()), [5, 6], "{whose:?}");
     }
 }
 
 /// However far past its base the reign opens: the log is read in pieces, and here each record is one.
 #[tokio::test]
 async fn what_a_reign_that_opened_rebuilt_is_kept() {
-    for how in Left::ALL {
+    for whose in Whose::ALL {
         for size in [10, REPLAY_BYTES] {
-            let dir = left(how, true, size);
-            assert_eq!(start(dir.path(), how.start()).await, (vec![3, 4, 5, 6], Lsn(7)), "{how:?}, {size} bytes");
-            assert_eq!(open(dir.path()).bounds(), Lsn(1)..Lsn(8), "{how:?}, {size} bytes");
-            assert_eq!(cut(dir.path()), [], "{how:?}, {size} bytes");
+            let dir = directory(whose, true, size);
+            assert_eq!(start(dir.path(), whose.start()).await, (vec![3, 4, 5, 6], Lsn(7)), "{whose:?}, {size} bytes");
+            assert_eq!(open(dir.path()).bounds(), Lsn(1)..Lsn(8), "{whose:?}, {size} bytes");
+            assert_eq!(cut(dir.path()), [], "{whose:?}, {size} bytes");
         }
     }
 }
