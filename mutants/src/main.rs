@@ -56,9 +56,10 @@ fn arguments() -> Result<Arguments, String> {
     Ok(found)
 }
 
-/// The workspace that this crate is part of.
+/// The workspace that this crate is part of: the one it is run in, where worktrees share what was built in one of them.
 fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+    let built_in = env!("CARGO_MANIFEST_DIR");
+    std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| built_in.into(), PathBuf::from).join("..")
 }
 
 /// Puts the files of the tree as it is, committed or not, into the folder `to`, with all mutants in them. What is the same

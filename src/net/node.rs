@@ -20,6 +20,9 @@ use crate::recovery::provisional_cut;
 use crate::session::LogState;
 use crate::store::{LogStore, Marks, StateMachine};
 
+#[cfg(test)]
+mod tests;
+
 /// Inputs taken before the batched work is done.
 const BATCH_MAX: usize = 512;
 /// Bytes of log replayed at once.

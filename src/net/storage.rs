@@ -16,6 +16,9 @@ use crate::log::{Lsn, Record};
 use crate::node::Conn;
 use crate::store::{LogStore, Marks};
 
+#[cfg(test)]
+mod tests;
+
 /// Jobs that wait; the sequencer waits for room beyond that.
 const JOBS_MAX: usize = 4096;
 /// Jobs, and bytes of records, taken before a sync at the latest: what waits for a sync should not wait for a whole

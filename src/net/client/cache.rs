@@ -11,6 +11,9 @@ use crate::error::{Code, Error, Result};
 use crate::net::guarded;
 use crate::store::ClientCache;
 
+#[cfg(test)]
+mod tests;
+
 /// Writes that wait; the driver waits for room beyond that.
 const QUEUE_MAX: usize = 1024;
 
