@@ -36,6 +36,7 @@ pub enum Event {
     Work { client: usize, life: u64 },
     StartClient { client: usize },
     Fault,
+    Disaster,
     Operate,
     AddBackup,
 }
@@ -49,6 +50,8 @@ pub struct World {
     pub nodes: Vec<Node>,
     pub clients: Vec<SimClient>,
     pub streams: BTreeMap<u64, Stream>,
+    /// Which of them begin or end where.
+    ends: BTreeMap<At, BTreeSet<u64>>,
     next_stream: u64,
     /// Who cannot reach whom, until when.
     pub blocked: BTreeMap<(At, At), u64>,
@@ -80,11 +83,16 @@ pub struct World {
 /// Virtual time the healing may take.
 const HEALING_US: u64 = 40_000_000;
 const STEPS_MAX: u64 = 2_000_000;
+const STEPS_EACH: u64 = 10_000;
 
 impl World {
-    pub fn new(seed: u64, bias: Option<Rule>, trace: bool) -> Self {
+    /// `crowd`: with so many clients, the seeds taking turns in how many failure domains are covered.
+    pub fn new(seed: u64, bias: Option<Rule>, crowd: Option<usize>, trace: bool) -> Self {
         let mut dice = Dice::new(seed);
-        let plan = Plan::new(&mut dice, bias);
+        let mut plan = Plan::new(&mut dice, bias);
+        if let Some(clients) = crowd {
+            plan = plan.crowd(clients, seed.to_le_bytes()[0] % 3, &mut dice);
+        }
         Self::with_plan(plan, dice, trace)
     }
 
@@ -102,6 +110,7 @@ impl World {
             nodes: Vec::new(),
             clients: Vec::new(),
             streams: BTreeMap::new(),
+            ends: BTreeMap::new(),
             next_stream: 0,
             blocked: BTreeMap::new(),
             lags: BTreeMap::new(),
@@ -125,7 +134,11 @@ impl World {
             world.after(at, Event::AddBackup);
         }
         for _ in 0..world.plan.clients {
-            world.add_client(world.plan.calls);
+            let calls = world.some_calls();
+            world.add_client(calls);
+        }
+        if let Some((at, _)) = world.plan.disaster {
+            world.after(at, Event::Disaster);
         }
         let first = world.plan.calm_until;
         world.after(first, Event::Fault);
@@ -150,7 +163,7 @@ impl World {
                 self.blocked.clear();
             }
             self.steps += 1;
-            if self.now > heal_at + HEALING_US || self.steps > STEPS_MAX {
+            if self.now > heal_at + HEALING_US || self.steps > STEPS_MAX + STEPS_EACH * self.clients.len() as u64 {
                 let why = self.unfinished();
                 self.oracle.violate("liveness", format!("at rest it should be, but {why}"));
                 return;
@@ -230,6 +243,7 @@ impl World {
             Event::Work { client, life } if self.clients[client].life == life => self.work(client),
             Event::StartClient { client } => self.start_client(client),
             Event::Fault => self.fault(),
+            Event::Disaster => self.plan.disaster.into_iter().for_each(|(_, fault)| self.do_fault(fault)),
             Event::Operate => self.operate(),
             Event::AddBackup => {
                 if let Some(primary) = self.sovereign() {

@@ -32,14 +32,14 @@ impl World {
         client.clock = self.some_clock();
         self.oracle.on_client(client.failure_domain());
         self.clients.push(client);
-        let delay = self.dice.below(10_000);
+        let delay = self.dice.below(self.plan.arrive_us);
         self.after(delay, Event::StartClient { client: number });
     }
 
-    /// Somebody takes the place of a client that is gone.
-    fn replace_client(&mut self, at: usize) {
-        if self.clients.len() < self.plan.clients + 8 {
-            self.add_client(self.clients[at].calls_left);
+    /// Somebody takes the place of a client that is gone, and makes so many calls.
+    fn replace_client(&mut self, calls: u64) {
+        if self.clients.len() < self.plan.clients + self.plan.spares {
+            self.add_client(calls);
         }
     }
 
@@ -75,7 +75,7 @@ impl World {
         let delay = self.dice.between(1_000, 300_000);
         let delay = if self.quick { delay % 5_000 } else { delay };
         if self.clients[at].lost {
-            self.replace_client(at);
+            self.replace_client(self.clients[at].calls_left);
         } else {
             self.after(delay, Event::StartClient { client: at });
         }
@@ -115,7 +115,7 @@ impl World {
             self.oracle.on_client_crash(&self.clients[at]);
             self.oracle.on_damage(at, None, false, self.now);
             self.clients[at].lost = true;
-            self.replace_client(at);
+            self.replace_client(self.clients[at].calls_left);
         }
     }
 
@@ -146,7 +146,7 @@ impl World {
             let backoff = self.dice.between(500, 10_000);
             for node in 0..self.nodes.len() {
                 let (a, b) = (At::Client(at), At::Node(node));
-                let linked = self.streams.values().any(|stream| stream.has(a) && stream.has(b) && stream.ends[0].open);
+                let linked = self.streams_of(a).any(|(_, stream)| stream.has(b) && stream.ends[0].open);
                 if !linked {
                     self.after(backoff, Event::Dial { client: at, life, node });
                 }
@@ -221,12 +221,16 @@ impl World {
                     self.note(format!("client {at} fails: {error}"));
                     self.oracle.on_failed(at, &error);
                     self.end_client(at);
-                    self.replace_client(at);
+                    self.replace_client(self.clients[at].calls_left);
                 }
                 ClientOutput::Closed => {
                     self.note(format!("client {at} is closed"));
                     self.oracle.on_closed(at);
                     self.end_client(at);
+                    if self.plan.churn && !self.healing {
+                        let calls = self.some_calls();
+                        self.replace_client(calls);
+                    }
                 }
             }
         }
@@ -349,6 +353,11 @@ impl World {
 
     pub fn tick_client_now(&mut self, at: usize) {
         self.step_client(at, ClientInput::Tick);
+    }
+
+    /// How often a client calls.
+    pub(super) fn some_calls(&mut self) -> u64 {
+        if self.plan.churn { self.dice.between(1, 2 * self.plan.calls) } else { self.plan.calls }
     }
 
     /// Where clocks do not differ, chance is not asked.

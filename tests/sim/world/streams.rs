@@ -48,10 +48,18 @@ impl World {
         self.connect((a, life), (b, self.nodes[primary].life));
     }
 
+    /// The streams that begin or end there.
+    pub fn streams_of(&self, at: At) -> impl Iterator<Item = (u64, &Stream)> {
+        self.ends.get(&at).into_iter().flatten().map(|id| (*id, &self.streams[id]))
+    }
+
     fn connect(&mut self, dialler: (At, u64), listener: (At, u64)) {
         self.next_stream += 1;
         let id = self.next_stream;
         self.streams.insert(id, Stream::new(dialler, listener, self.now));
+        for (at, _) in [dialler, listener] {
+            self.ends.entry(at).or_default().insert(id);
+        }
         self.push(id, 0, Parcel::Connected);
     }
 
@@ -150,7 +158,7 @@ impl World {
 
     /// A process is gone, and its streams with it.
     pub(super) fn cut_all(&mut self, at: At) {
-        let ids: Vec<u64> = self.streams.iter().filter(|(_, stream)| stream.has(at)).map(|(id, _)| *id).collect();
+        let ids: Vec<u64> = self.streams_of(at).map(|(id, _)| id).collect();
         for id in ids {
             let often = if self.quick { 70 } else { 20 };
             let late = self.dice.percent(often).then(|| self.dice.between(10_000, 300_000));
@@ -181,7 +189,10 @@ impl World {
             end.inbox.clear();
         }
         if self.streams[&id].is_over() {
-            self.streams.remove(&id);
+            let over = self.streams.remove(&id);
+            for end in over.iter().flat_map(|stream| &stream.ends) {
+                self.ends.get_mut(&end.at).into_iter().for_each(|ids| _ = ids.remove(&id));
+            }
         }
         let same = match at {
             At::Node(node) => self.nodes[node].life == life,
