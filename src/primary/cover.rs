@@ -2,7 +2,7 @@
 //! what clients confirm comes back; and the echoes that let a query be answered where a takeover may conclude without *f*
 //! domains.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Phase, Primary, PrimarySettings, Privacy, Reading};
 use crate::log::{ClientId, Level, Lsn, Time};
@@ -296,25 +296,34 @@ impl Primary {
         sharing.cover.next_timeout().into_iter().chain(again).min()
     }
 
-    /// The highest round that *f* domains beside the reader's have echoed.
-    pub(super) fn rounds_echoed(&self, reader: ClientId) -> u64 {
-        let Some(sharing) = &self.sharing else { return 0 };
-        let own = sharing.cover.domain_of(reader);
-        // A reader in the primary's own domain may be gone with it, whoever else is.
-        let needed = usize::from(self.state.start().f) + usize::from(own.is_none());
-        let mut best: std::collections::BTreeMap<&Domain, u64> = std::collections::BTreeMap::new();
+    /// The domains that have echoed the round `least` or a later one, each with its last one: the latest first, and no more
+    /// than any reader asks for. Found once for all readers, for both may be many.
+    pub(super) fn echoes(&self, least: u64) -> Vec<(Domain, u64)> {
+        let Some(sharing) = &self.sharing else { return Vec::new() };
+        let mut best: BTreeMap<&Domain, u64> = BTreeMap::new();
         for (client, conn) in &self.attached {
             let live = self.streams.get(conn).and_then(|stream| stream.live.as_ref());
+            let Some(live) = live.filter(|live| live.echoed >= least) else { continue };
             // Not of a session that is about to end: whoever takes over may know it off the roster.
-            let domain = sharing.cover.lasting_domain_of(*client).filter(|domain| Some(*domain) != own);
-            if let (Some(live), Some(domain)) = (live, domain) {
+            if let Some(domain) = sharing.cover.lasting_domain_of(*client) {
                 let echoed = best.entry(domain).or_default();
                 *echoed = live.echoed.max(*echoed);
             }
         }
-        let mut rounds: Vec<u64> = best.into_values().collect();
-        rounds.sort_unstable_by(|a, b| b.cmp(a));
-        needed.checked_sub(1).and_then(|at| rounds.get(at)).copied().unwrap_or_default()
+        let mut echoes: Vec<(&Domain, u64)> = best.into_iter().collect();
+        echoes.sort_by_key(|(_, round)| std::cmp::Reverse(*round));
+        // f, one more for a reader in the primary's own domain, and the reader's own.
+        echoes.truncate(usize::from(self.state.start().f) + 2);
+        echoes.into_iter().map(|(domain, round)| (domain.clone(), round)).collect()
+    }
+
+    /// The highest of those rounds that *f* domains beside the reader's have echoed.
+    pub(super) fn rounds_echoed(&self, echoes: &[(Domain, u64)], reader: ClientId) -> u64 {
+        let own = self.sharing.as_ref().and_then(|sharing| sharing.cover.domain_of(reader));
+        // A reader in the primary's own domain may be gone with it, whoever else is.
+        let needed = usize::from(self.state.start().f) + usize::from(own.is_none());
+        let mut rounds = echoes.iter().filter(|(domain, _)| Some(domain) != own).map(|(_, round)| *round);
+        needed.checked_sub(1).and_then(|at| rounds.nth(at)).unwrap_or_default()
     }
 
     /// Whether too few domains stand for the echoes of others to be had at all.

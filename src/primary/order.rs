@@ -461,13 +461,14 @@ impl Primary {
         let echoed = self.echoed();
         // They wait in LSN order, and none that is past both marks can be met.
         let reached = self.water.covered().max(self.water.logged());
-        let mut rounds: BTreeMap<ClientId, u64> = BTreeMap::new();
+        let least = self.reads.iter().map(|reading| reading.round).filter(|round| *round > 0).min();
+        let echoes = least.map_or_else(Vec::new, |least| self.echoes(least));
         let mut kept = Vec::new();
         while let Some(mut reading) = self.reads.pop_front() {
             let met = self.is_met(reading.level, reading.lsn);
             let client = reading.client;
             let round = reading.round;
-            if round > 0 && *rounds.entry(client).or_insert_with(|| self.rounds_echoed(client)) >= round {
+            if round > 0 && self.rounds_echoed(&echoes, client) >= round {
                 (reading.round, reading.echo) = (0, 0);
             } else if round > 0 && reading.echo > 0 && reading.echo <= echoed {
                 reading.round = 0;

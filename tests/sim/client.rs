@@ -65,6 +65,11 @@ pub struct SimClient {
     pub full_until: u64,
 }
 
+/// Which client this is.
+pub fn number(id: ClientId) -> usize {
+    usize::try_from(id.0 - 100).expect("small")
+}
+
 impl SimClient {
     pub fn new(number: usize, persistent: bool, calls: u64, domain: String, role: SessionRole) -> Self {
         let id = ClientId(100 + number as u128);

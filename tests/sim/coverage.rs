@@ -7,7 +7,7 @@ use tagalong::client::CacheImage;
 use tagalong::log::{Body, ClientId, Epoch, GapPolicy, Level, Lsn, Record, Request};
 use tagalong::message::{NodeFrame, Outcome};
 
-use crate::client::SimClient;
+use crate::client::{SimClient, number};
 use crate::node::Node;
 use crate::oracle::{Oracle, ReignLog};
 use crate::survivors::Survivors;
@@ -34,8 +34,11 @@ impl Damage {
     }
 }
 
-/// One in so many acknowledgements is checked against every loss that it should survive.
-const SAMPLE: u64 = 16;
+/// One in so many acknowledgements is checked against every loss that it should survive, or fewer where clients are many.
+const SAMPLE: usize = 16;
+/// With more domains than this not every loss is looked at, but so many: of authors of what was acknowledged last.
+const DOMAINS_MAX: usize = 16;
+const LOSSES: usize = 4;
 
 impl Oracle {
     /// What a client had confirmed is lost, or a part of it.
@@ -76,10 +79,6 @@ impl Oracle {
         self.repaired = (0..clients.len()).filter(harmless).collect();
     }
 
-    fn at(client: ClientId) -> usize {
-        usize::try_from(client.0 - 100).expect("small")
-    }
-
     fn cache<'a>(&'a self, clients: &'a [SimClient], at: usize) -> &'a CacheImage {
         self.views[at].died_image.as_ref().unwrap_or_else(|| clients[at].image())
     }
@@ -92,7 +91,7 @@ impl Oracle {
     /// The domains whose clients are lost, or have lost something, as far as nobody has made up for that.
     fn lost_domains(&self, report: &ReignLog) -> BTreeSet<&str> {
         let report = &report.report;
-        let absent = report.missing.iter().chain(&report.excluded).map(|client| Self::at(*client));
+        let absent = report.missing.iter().chain(&report.excluded).map(|client| number(*client));
         let torn =
             self.damages.iter().filter(|(_, damage)| damage.torn && damage.head > (report.previous, report.base));
         let lost = absent.chain(torn.map(|(at, _)| *at)).filter(|at| !self.repaired.contains(at));
@@ -114,7 +113,7 @@ impl Oracle {
         self.forget_damage();
         let Some(reign) = self.reigns.get(&frame.epoch) else { return };
         let base = self.stable_of(nodes, frame.epoch);
-        if !self.sampled.is_multiple_of(SAMPLE) || upto <= base {
+        if !self.sampled.is_multiple_of(SAMPLE.max(clients.len() / 2) as u64) || upto <= base {
             return;
         }
         let near = nodes[reign.node].domain.as_str();
@@ -125,9 +124,16 @@ impl Oracle {
             others.into_iter().filter(|domain| *domain != near && !damaged.contains(domain)).collect();
         let Some(more) = f.checked_sub(damaged.len()) else { return };
         let mut wrong = None;
-        for mask in (0u32..1 << others.len()).filter(|mask| mask.count_ones() as usize == more.min(others.len())) {
-            let gone = (0..others.len()).filter(|n| mask & (1 << n) != 0).map(|n| others[n]);
-            let gone: BTreeSet<&str> = gone.chain(damaged.iter().copied()).chain([near]).collect();
+        let losses = if others.len() <= DOMAINS_MAX {
+            subsets(&others, more)
+        } else {
+            let records = reign.log.iter().take(usize::try_from(upto.0).expect("small")).rev();
+            let authors = records.filter_map(|record| record.entry.header.origin);
+            let authors = authors.map(|origin| self.views[number(origin.client)].domain.as_str());
+            runs(authors.filter(|domain| others.contains(domain)), more)
+        };
+        for gone in losses {
+            let gone: BTreeSet<&str> = gone.into_iter().chain(damaged.iter().copied()).chain([near]).collect();
             let left = (0..clients.len())
                 .filter(|at| !gone.contains(self.views[*at].domain.as_str()) && clients[*at].is_live());
             let caches = left.map(|at| (clients[at].id, clients[at].image()));
@@ -159,7 +165,7 @@ impl Oracle {
         let f = usize::from(old.report.f);
         let silent = report.policy.is_none();
         let in_sync = old.node == at || nodes[at].disk.marks.as_ref().is_some_and(|marks| marks.in_sync);
-        let missing = self.domains_of(report.missing.iter().map(|client| Self::at(*client)));
+        let missing = self.domains_of(report.missing.iter().map(|client| number(*client)));
         if silent && (missing.len() > f || (!in_sync && !missing.is_empty())) {
             let what =
                 format!("{epoch} concluded without {missing:?}, f {f}, in sync {in_sync}, and nobody decided that");
@@ -178,7 +184,7 @@ impl Oracle {
         let absent = |client: &ClientId| report.missing.contains(client) || report.excluded.contains(client);
         let base = usize::try_from(report.base.0).expect("small");
         let heard: Vec<ClientId> = roster(&reign.log[..base]).into_iter().filter(|client| !absent(client)).collect();
-        let caches = heard.iter().map(|client| (*client, self.cache(clients, Self::at(*client))));
+        let caches = heard.iter().map(|client| (*client, self.cache(clients, number(*client))));
         let unsure = caches.clone().any(|(_, image)| image.reported > epoch);
         let survivors = Survivors::new(report.previous, old, report.base, caches);
         let everyone = report.missing.is_empty() && report.excluded.is_empty();
@@ -254,7 +260,7 @@ impl Oracle {
         let torn = |at: &usize| self.damages.get(at).is_some_and(|damage| damage.torn);
         let gone = roster
             .iter()
-            .map(|client| Self::at(*client))
+            .map(|client| number(*client))
             .filter(|at| !clients[*at].is_live() || torn(at) || self.excluded.contains(&clients[*at].id));
         !self.forced && f.is_some_and(|f| f > 0 && self.domains_of(gone).len() <= f)
     }
@@ -269,6 +275,26 @@ impl Oracle {
             open && opened.is_none_or(|opened| opened <= epoch)
         });
     }
+}
+
+/// Every choice of so many, or of all.
+fn subsets<'a>(of: &[&'a str], many: usize) -> Vec<Vec<&'a str>> {
+    let masks = (0u32..1 << of.len()).filter(|mask| mask.count_ones() as usize == many.min(of.len()));
+    masks.map(|mask| (0..of.len()).filter(|n| mask & (1 << n) != 0).map(|n| of[n]).collect()).collect()
+}
+
+/// The first so many that differ; then from the second on, and so forth.
+fn runs<'a>(of: impl Iterator<Item = &'a str>, many: usize) -> Vec<Vec<&'a str>> {
+    let mut distinct: Vec<&str> = Vec::new();
+    for domain in of {
+        if distinct.len() == many + LOSSES {
+            break;
+        }
+        if !distinct.contains(&domain) {
+            distinct.push(domain);
+        }
+    }
+    distinct.windows(many.max(1)).take(LOSSES).map(|run| run[..many].to_vec()).collect()
 }
 
 /// Who is on the roster at the end of a log.

@@ -8,7 +8,7 @@ use tagalong::message::Role;
 use tagalong::node::Admin;
 use tagalong::primary::Privacy;
 
-use crate::client::SimClient;
+use crate::client::{SimClient, number};
 use crate::network::At;
 use crate::plan::Fault;
 use crate::world::{Event, World};
@@ -60,7 +60,7 @@ impl World {
     }
 
     pub fn do_fault(&mut self, fault: Fault) {
-        if !matches!(fault, Fault::LosePrimary | Fault::LosePrimaryAndClients) {
+        if !matches!(fault, Fault::LosePrimary | Fault::LosePrimaryAndClients | Fault::LosePrimaryAndMany) {
             self.trouble();
         }
         if self.trace {
@@ -113,6 +113,15 @@ impl World {
                     self.crash_for_a_while(at);
                 }
             }
+            Fault::BreakMany => self.break_many(),
+            Fault::CrashMany => self.crash_many(),
+            Fault::CrashPrimaryAndMany => {
+                if let Some(at) = self.some_node(true) {
+                    self.crash_for_a_while(at);
+                    self.crash_many();
+                }
+            }
+            Fault::LosePrimaryAndMany => self.lose_primary(Self::crash_many),
             Fault::CrashClient => {
                 let client = self.dice.index(self.clients.len());
                 self.crash_client(client);
@@ -200,8 +209,8 @@ impl World {
 
     pub fn block(&mut self, a: At, b: At, long: u64) {
         self.blocked.insert((a.min(b), a.max(b)), self.now + long);
-        let ids: Vec<u64> =
-            self.streams.iter().filter(|(_, stream)| stream.has(a) && stream.has(b)).map(|(id, _)| *id).collect();
+        let between = self.streams_of(a).filter(|(_, stream)| stream.has(b));
+        let ids: Vec<u64> = between.map(|(id, _)| id).collect();
         for id in ids {
             let late = self.dice.percent(30).then(|| (self.dice.index(2), self.dice.between(5_000, 200_000)));
             self.break_stream(id, late);
@@ -237,6 +246,23 @@ impl World {
     fn crash_for_a_while(&mut self, at: usize) {
         self.crash_node(at);
         self.nodes[at].down_until = self.now + self.dice.between(1_000, 150_000);
+    }
+
+    /// Some of all clients, or almost half of them.
+    fn many_clients(&mut self) -> Vec<usize> {
+        let part = self.dice.pick(&[2, 15, 45]);
+        (0..self.clients.len()).filter(|_| self.dice.percent(part)).collect()
+    }
+
+    fn break_many(&mut self) {
+        let chosen: BTreeSet<At> = self.many_clients().into_iter().map(At::Client).collect();
+        let theirs = self.streams.iter().filter(|(_, stream)| chosen.contains(&stream.ends[0].at));
+        let ids: Vec<u64> = theirs.map(|(id, _)| *id).collect();
+        ids.into_iter().for_each(|id| self.break_stream(id, None));
+    }
+
+    fn crash_many(&mut self) {
+        self.many_clients().into_iter().for_each(|at| self.crash_client(at));
     }
 
     /// So many failure domains of clients are gone, with the primary's site or apart from it.
@@ -429,8 +455,7 @@ impl World {
             self.waiting_since = Some(self.now);
             return;
         }
-        let dead =
-            recovery.awaited.iter().any(|id| self.clients.iter().any(|client| client.id == *id && !client.is_live()));
+        let dead = recovery.awaited.iter().any(|id| !self.clients[number(*id)].is_live());
         let patience = if self.healing { 1_500_000 } else { 300_000 };
         if long > patience && (dead || !recovery.missing.is_empty()) || self.healing && long > 5_000_000 {
             let policy = self.dice.pick(&[GapPolicy::Stop, GapPolicy::Skip]);

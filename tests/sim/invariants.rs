@@ -8,7 +8,7 @@ use tagalong::log::{Body, Epoch, EpochStart, Header, Level, Lsn, Origin, Record,
 use tagalong::message::{BackupMessage, NodeFrame, NodeMessage, Outcome, PrimaryMessage};
 use tagalong::primary::Primary;
 
-use crate::client::SimClient;
+use crate::client::{SimClient, number};
 use crate::machine::Machine;
 use crate::node::Node;
 use crate::oracle::{Held, Oracle, ReignLog};
@@ -210,12 +210,7 @@ impl Oracle {
     /// Up to where the log of a reign is durable at its stability target.
     pub fn stable_of(&self, nodes: &[Node], epoch: Epoch) -> Lsn {
         let Some(reign) = self.reigns.get(&epoch) else { return Lsn(0) };
-        let mut target = reign.report.target;
-        for record in reign.log.iter().skip(usize::try_from(reign.start.0).unwrap_or(0)) {
-            if let Body::Config(named) = record.entry.header.body {
-                target = named;
-            }
-        }
+        let target = reign.named.last().map_or(reign.report.target, |(_, target)| *target);
         let backup = nodes.iter().find(|node| Target::Backup(node.id) == target);
         let in_sync = backup.filter(|node| node.disk.marks.as_ref().is_some_and(|marks| marks.in_sync));
         let disk = &in_sync.unwrap_or(&nodes[reign.node]).disk;
@@ -249,6 +244,7 @@ impl Oracle {
                 }
             }
             NodeMessage::Frame(frame) => {
+                self.scale.sent(frame);
                 self.check_frame(nodes, at, client, frame);
                 self.check_covered(nodes, clients, frame);
             }
@@ -340,7 +336,12 @@ impl Oracle {
                 released.push((tag.epoch, tag.lsn, Some(*request)));
             }
         }
-        let headers = before.headers.iter().filter(|place| !image.headers.contains_key(place));
+        // Both in their order: where clients are many, each holds many headers.
+        let mut left = image.headers.keys().peekable();
+        let headers = before.headers.iter().filter(|place| {
+            while left.next_if(|known| known < place).is_some() {}
+            left.peek() != Some(place)
+        });
         released.extend(headers.map(|(epoch, lsn)| (*epoch, *lsn, None)));
         let answered = |request: &Request| {
             before.commands.iter().any(|(known, command)| known == request && command.reply.is_some())
@@ -399,7 +400,7 @@ impl Oracle {
             return all.any(|(at, client)| died(at) || client.image().headers.contains_key(&place) || client.ended);
         }
         let Some(origin) = origin else { return true };
-        let Some(at) = clients.iter().position(|client| client.id == origin.client) else { return false };
+        let at = number(origin.client);
         if clients[at].lost || clients[at].ended || died(at) {
             return clients[at].ended || died(at);
         }
@@ -513,14 +514,13 @@ impl Oracle {
         for index in stale {
             self.check_lost_sight(clients, index);
         }
+        let placed = places(log);
         for (at, client) in clients.iter().enumerate() {
             for event in &client.told {
                 let ClientEvent::Superseded { request, .. } = event else { continue };
-                let origin = Some(Origin { client: client.id, request: *request });
-                let placed =
-                    |record: &Record| record.entry.header.origin == origin && record.entry.header.body == Body::Command;
+                let origin = Origin { client: client.id, request: *request };
                 // A forced promotion may go back to before the reign that superseded it.
-                if !self.forced && log.iter().any(placed) {
+                if !self.forced && placed.get(&origin).is_some_and(|record| record.entry.header.body == Body::Command) {
                     self.violate(
                         "I6",
                         format!("client {at} was told that {request} is superseded, but it is in the log"),
@@ -544,7 +544,8 @@ impl Oracle {
         for at in 0..clients.len() {
             for (request, op) in self.views[at].ops.clone() {
                 let Some(done) = op.done else { continue };
-                self.check_outcome(clients, log, &replies, at, request, op.level, op.withdrawn, &done);
+                let placed = placed.get(&Origin { client: clients[at].id, request }).copied();
+                self.check_outcome(clients, log, &replies, placed, at, request, op.level, op.withdrawn, &done);
             }
         }
         self.check_histories(log);
@@ -554,7 +555,7 @@ impl Oracle {
     fn check_genuine(&mut self, record: &Record) {
         let header = &record.entry.header;
         let origin = header.origin.expect("a command");
-        let at = usize::try_from(origin.client.0 - 100).expect("small");
+        let at = number(origin.client);
         let op = self.views[at].ops.get(&origin.request);
         if op.is_none_or(|op| op.payload != record.entry.payload) {
             self.violate("I8", format!("{header:?} is in the log, but was never issued like that: {op:?}"));
@@ -581,14 +582,13 @@ impl Oracle {
         clients: &[SimClient],
         log: &[Record],
         replies: &BTreeMap<Lsn, Bytes>,
+        placed: Option<&Record>,
         at: usize,
         request: Request,
         level: Level,
         withdrawn: bool,
         done: &crate::oracle::Done,
     ) {
-        let origin = Origin { client: clients[at].id, request };
-        let placed = log.iter().find(|record| record.entry.header.origin == Some(origin));
         let Some(reply) = &done.reply else {
             if !self.forced && placed.is_some_and(|record| record.entry.header.body == Body::Command) {
                 self.violate("I6", format!("client {at} was told that {request} is superseded, but it is in the log"));
@@ -632,6 +632,11 @@ fn is_at(log: &[Record], client: usize, request: Request, epoch: Epoch, lsn: Lsn
     let origin = Origin { client: tagalong::log::ClientId(100 + client as u128), request };
     log.get(index)
         .is_some_and(|record| record.entry.header.epoch == epoch && record.entry.header.origin == Some(origin))
+}
+
+/// Where each request is in a log.
+fn places(log: &[Record]) -> BTreeMap<Origin, &Record> {
+    log.iter().rev().filter_map(|record| Some((record.entry.header.origin?, record))).collect()
 }
 
 fn twice(log: &[Record]) -> Option<String> {

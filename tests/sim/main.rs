@@ -34,15 +34,36 @@ mod troubles;
 mod world;
 
 use std::cell::RefCell;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Once;
 
 use tagalong::rule::{self, Rule};
 
 use marks::Marks;
+use oracle::Scale;
 use world::World;
 
 thread_local!(static PANIC: RefCell<String> = const { RefCell::new(String::new()) });
+
+/// What seeds are run with.
+#[derive(Clone, Copy, Default)]
+struct Course {
+    /// The rule that is switched off, and the one towards whose absence the schedules lean.
+    off: Option<Rule>,
+    lean: Option<Rule>,
+    /// So many clients, instead of a few.
+    crowd: Option<usize>,
+}
+
+impl Course {
+    /// By the environment's word, as `replay` and `survey` are told.
+    fn named() -> Self {
+        let off = rule_named("TAGALONG_RULE");
+        let crowd = std::env::var("TAGALONG_CROWD").ok().map(|clients| clients.parse().expect("TAGALONG_CROWD=1000"));
+        Self { off, lean: rule_named("TAGALONG_LEAN").or(off.filter(|_| crowd.is_none())), crowd }
+    }
+}
 
 /// A run's end, and what it was about.
 #[derive(Default)]
@@ -53,6 +74,7 @@ struct Outcome {
     alone: u64,
     decoded: u64,
     ordered: u64,
+    scale: Scale,
     marks: Marks,
 }
 
@@ -71,10 +93,10 @@ fn quiet_panics() {
     });
 }
 
-fn run(seed: u64, off: Option<Rule>, bias: Option<Rule>, trace: bool) -> Outcome {
-    rule::switch_off(off);
+fn run(seed: u64, course: Course, trace: bool) -> Outcome {
+    rule::switch_off(course.off);
     let done = catch_unwind(AssertUnwindSafe(|| {
-        let mut world = World::new(seed, bias, trace);
+        let mut world = World::new(seed, course.lean, course.crowd, trace);
         world.run();
         let (alone, decoded, ordered) = (world.oracle.alone, world.oracle.decoded, world.oracle.ordered);
         Outcome {
@@ -84,6 +106,7 @@ fn run(seed: u64, off: Option<Rule>, bias: Option<Rule>, trace: bool) -> Outcome
             alone,
             decoded,
             ordered,
+            scale: world.oracle.scale,
             marks: std::mem::take(&mut world.marks),
         }
     }));
@@ -102,11 +125,12 @@ struct Search {
     steps: u64,
     hopeless: u64,
     ordered: u64,
+    scale: Scale,
     marks: Marks,
 }
 
 /// Runs seeds on all processors, until one fails.
-fn search(seeds: std::ops::Range<u64>, off: Option<Rule>, lean: Option<Rule>) -> Search {
+fn search(seeds: Range<u64>, course: Course) -> Search {
     use std::sync::atomic::{AtomicU64, Ordering};
     quiet_panics();
     let next = AtomicU64::new(seeds.start);
@@ -120,11 +144,12 @@ fn search(seeds: std::ops::Range<u64>, off: Option<Rule>, lean: Option<Rule>) ->
                     if seed >= stop.load(Ordering::Relaxed) {
                         return;
                     }
-                    let outcome = run(seed, off, lean, false);
+                    let outcome = run(seed, course, false);
                     let mut search = search.lock().unwrap();
                     search.steps += outcome.steps;
                     search.hopeless += u64::from(outcome.hopeless);
                     search.ordered += outcome.ordered;
+                    search.scale.add(&outcome.scale);
                     search.marks.add(&outcome.marks);
                     if let Some((invariant, what)) = outcome.violation {
                         stop.fetch_min(seed, Ordering::Relaxed);
@@ -141,33 +166,38 @@ fn search(seeds: std::ops::Range<u64>, off: Option<Rule>, lean: Option<Rule>) ->
     search.into_inner().unwrap()
 }
 
-/// With all rules in force; `lean` says towards which one's absence the schedules lean all the same.
-fn check(seeds: std::ops::Range<u64>, lean: Option<Rule>, with_marks: bool) -> Marks {
+/// With all rules in force; the schedules may lean all the same.
+fn check(seeds: Range<u64>, course: Course) -> Search {
     let begun = std::time::Instant::now();
     let count = seeds.end - seeds.start;
-    let Search { found, steps, hopeless, ordered, marks } = search(seeds, None, lean);
+    let search = search(seeds, course);
     let seconds = begun.elapsed().as_secs_f64();
-    println!("{count} seeds, {steps} steps, {seconds:.1} s ({hopeless} lost everything)");
-    println!("{ordered} operations in linear histories");
-    if with_marks {
-        marks.print();
-    }
-    if let Some((seed, invariant, what)) = found {
-        let lean = lean.map_or(String::new(), |rule| format!(" TAGALONG_LEAN={rule:?}"));
+    println!("{count} seeds, {} steps, {seconds:.1} s ({} lost everything)", search.steps, search.hopeless);
+    println!("{} operations in linear histories", search.ordered);
+    if let Some((seed, invariant, what)) = &search.found {
+        let lean = course.lean.map_or(String::new(), |rule| format!(" TAGALONG_LEAN={rule:?}"));
+        let crowd = course.crowd.map_or(String::new(), |clients| format!(" TAGALONG_CROWD={clients}"));
         panic!(
-            "seed {seed} violates {invariant}: {what}\nreplay it with:\n  TAGALONG_SEED={seed}{lean} cargo test --release \
-             --features seeded-bugs --test sim replay -- --ignored --nocapture"
+            "seed {seed} violates {invariant}: {what}\nreplay it with:\n  TAGALONG_SEED={seed}{lean}{crowd} cargo test \
+             --release --features seeded-bugs --test sim replay -- --ignored --nocapture"
         );
     }
-    marks
+    search
+}
+
+/// `TAGALONG_SEEDS=0..10000`.
+fn seeds_named() -> Option<Range<u64>> {
+    let seeds = std::env::var("TAGALONG_SEEDS").ok()?;
+    let (from, to) = seeds.split_once("..").expect("TAGALONG_SEEDS=0..10000");
+    Some(from.parse().unwrap()..to.parse().unwrap())
 }
 
 #[test]
 fn a_few_thousand_seeds() {
-    let mut marks = check(0..2_000, None, false);
+    let mut marks = check(0..2_000, Course::default()).marks;
     // What is seldom even among thousands is where some schedules lean to.
     for lean in [Rule::BackToBase, Rule::SupersededFinal] {
-        marks.add(&check(0..200, Some(lean), false));
+        marks.add(&check(0..200, Course { lean: Some(lean), ..Course::default() }).marks);
     }
     let unreached = marks.unreached();
     assert!(unreached.is_empty(), "never reached: {unreached:?}");
@@ -185,7 +215,8 @@ fn every_rule_is_needed() {
     let elsewhere = |rule: &Rule| *rule == Rule::ConfirmByIncarnation && only.is_none();
     let here = |rule: &Rule| only.is_none_or(|only| only == *rule) && !elsewhere(rule);
     for rule in Rule::ALL.into_iter().filter(here) {
-        match search(0..limit, Some(rule), Some(rule)).found {
+        let course = Course { off: Some(rule), lean: Some(rule), crowd: None };
+        match search(0..limit, course).found {
             Some((seed, invariant, what)) => {
                 let what: String = what.chars().take(120).collect();
                 println!("{:<24} {:>6}  {invariant}: {what}", format!("{rule:?}"), seed + 1);
@@ -203,26 +234,59 @@ fn every_rule_is_needed() {
 #[test]
 #[ignore = "the long form"]
 fn many_seeds() {
-    let Ok(seeds) = std::env::var("TAGALONG_SEEDS") else { return };
-    let (from, to) = seeds.split_once("..").expect("TAGALONG_SEEDS=0..10000");
-    check(from.parse().unwrap()..to.parse().unwrap(), None, true);
+    if let Some(seeds) = seeds_named() {
+        check(seeds, Course::default()).marks.print();
+    }
+}
+
+/// A crowd, on the way to a thousand: all modes, and disasters in which its caches are what is left.
+#[test]
+fn a_hundred_clients() {
+    let Scale { rebuilt, authors, missing, .. } = check_crowd(0..6, 100);
+    assert!(rebuilt >= 40 && authors >= 25 && missing >= 10, "{rebuilt} entries of {authors}, {missing} missing");
+}
+
+/// What a rule is there for is noticed among many as it is among a few.
+#[test]
+fn a_crowd_needs_the_rules() {
+    for rule in [Rule::Manifest, Rule::AckDurable, Rule::CoverConfirmed] {
+        let course = Course { off: Some(rule), lean: None, crowd: Some(60) };
+        let found = search(0..30, course).found;
+        println!("{rule:?}: {found:?}");
+        assert!(found.is_some(), "nothing goes wrong without {rule:?}");
+    }
+}
+
+/// 24 seeds, or `TAGALONG_SEEDS=0..100`.
+#[test]
+#[ignore = "the long form"]
+fn a_thousand_clients() {
+    let named = seeds_named();
+    let Scale { rebuilt, authors, missing, .. } = check_crowd(named.clone().unwrap_or(0..24), 1_000);
+    let large = rebuilt >= 1_000 && authors >= 500 && missing >= 250;
+    assert!(large || named.is_some(), "{rebuilt} entries of {authors}, {missing} missing");
+}
+
+fn check_crowd(seeds: Range<u64>, clients: usize) -> Scale {
+    let scale = check(seeds, Course { crowd: Some(clients), ..Course::default() }).scale;
+    let Scale { answers, headers, rebuilt, authors, missing } = scale;
+    println!("{answers} replies and results; {:.1} headers in manifests with each", headers as f64 / answers as f64);
+    println!("at most {rebuilt} entries of {authors} sessions rebuilt at once, and {missing} sessions missing");
+    scale
 }
 
 /// `TAGALONG_SEEDS=0..1000`, and perhaps `TAGALONG_RULE=ReadEcho`: which violations there are, by their number.
 #[test]
 #[ignore = "an overview, for whoever works on the protocol"]
 fn survey() {
-    let Ok(seeds) = std::env::var("TAGALONG_SEEDS") else { return };
-    let (from, to) = seeds.split_once("..").expect("TAGALONG_SEEDS=0..10000");
-    let (from, to): (u64, u64) = (from.parse().unwrap(), to.parse().unwrap());
-    let off = rule_named("TAGALONG_RULE");
-    let bias = rule_named("TAGALONG_LEAN").or(off);
+    let Some(seeds) = seeds_named() else { return };
+    let course = Course::named();
     quiet_panics();
     let mut kinds: std::collections::BTreeMap<String, (u64, u64, String)> = std::collections::BTreeMap::new();
     let work = move || {
         let (mut alone, mut decoded) = (0, 0);
-        for seed in from..to {
-            let outcome = run(seed, off, bias, false);
+        for seed in seeds {
+            let outcome = run(seed, course, false);
             (alone, decoded) = (alone + outcome.alone, decoded + outcome.decoded);
             if let Some((invariant, what)) = outcome.violation {
                 let words = what.chars().filter(|c| !c.is_ascii_digit()).take(60).collect::<String>();
@@ -247,16 +311,15 @@ fn rule_named(variable: &str) -> Option<Rule> {
         .map(|name| Rule::ALL.iter().copied().find(|rule| format!("{rule:?}") == name).expect("the name of a rule"))
 }
 
-/// `TAGALONG_SEED=17`, and perhaps `TAGALONG_RULE=ReadEcho`: one run, with everything that happens.
+/// `TAGALONG_SEED=17`, and perhaps `TAGALONG_RULE=ReadEcho` or `TAGALONG_CROWD=1000`: one run, with everything that happens.
 #[test]
 #[ignore = "shows one run"]
 fn replay() {
     let Ok(seed) = std::env::var("TAGALONG_SEED") else { return };
-    let off = rule_named("TAGALONG_RULE");
-    let bias = rule_named("TAGALONG_LEAN").or(off);
+    let course = Course::named();
     quiet_panics();
     let work = move || {
-        let outcome = run(seed.parse().unwrap(), off, bias, true);
+        let outcome = run(seed.parse().unwrap(), course, true);
         match outcome.violation {
             Some((invariant, what)) => println!("violates {invariant}: {what}"),
             None => println!("no violation in {} steps", outcome.steps),

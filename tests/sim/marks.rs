@@ -11,7 +11,7 @@ use tagalong::node::{Conn, NodeEvent, RecoveryPolicy};
 use tagalong::share::body::Plain;
 use tagalong::share::{Mode, Share};
 
-use crate::client::SimClient;
+use crate::client::{SimClient, number};
 use crate::world::World;
 
 /// Every mark there is.
@@ -319,7 +319,7 @@ fn mark_share(marks: &mut Marks, clients: &[SimClient], share: &Share) {
         return;
     }
     let Ok(Plain::Stripe { members, .. }) = Plain::decode(share.epoch, &share.body) else { return };
-    let away = |client: ClientId| clients.iter().any(|other| other.id == client && other.core.is_none());
+    let away = |client: ClientId| clients[number(client)].core.is_none();
     match &members[..] {
         [one] if one.header.body != Body::Command => marks.reach("a copy of a system entry is placed"),
         [one] if one.header.origin.is_some_and(|origin| away(origin.client)) => {

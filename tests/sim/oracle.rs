@@ -7,12 +7,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 use tagalong::client::{CacheImage, Command};
 use tagalong::error::{Code, Error, Result};
-use tagalong::log::{Body, ClientId, Epoch, EpochStart, Level, Lsn, Record, Request, Tag};
-use tagalong::message::Outcome;
+use tagalong::log::{Body, ClientId, Epoch, EpochStart, Level, Lsn, Record, Request, Tag, Target};
+use tagalong::message::{NodeFrame, Outcome};
 use tagalong::node::RecoveryPolicy;
 use tagalong::primary::PrimarySettings;
 
-use crate::client::SimClient;
+use crate::client::{SimClient, number};
 use crate::coverage::Damage;
 use crate::node::Node;
 
@@ -23,6 +23,8 @@ pub struct ReignLog {
     /// Where each command of this reign is.
     pub places: BTreeMap<(ClientId, Request), Lsn>,
     pub start: Lsn,
+    /// The stability targets that were named in it.
+    pub named: Vec<(Lsn, Target)>,
     /// Where its primary, which logs before it sends, last went on.
     pub resumed: Lsn,
     pub report: EpochStart,
@@ -103,6 +105,43 @@ pub struct ClientView {
     pub owed: BTreeSet<Request>,
 }
 
+/// How large things became.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Scale {
+    /// Replies and results that were sent, and the headers that went with them in manifests.
+    pub answers: u64,
+    pub headers: u64,
+    /// Of any one recovery: entries that were rebuilt, sessions that wrote them, sessions that were missing.
+    pub rebuilt: u64,
+    pub authors: u64,
+    pub missing: u64,
+}
+
+impl Scale {
+    pub fn add(&mut self, other: &Self) {
+        self.answers += other.answers;
+        self.headers += other.headers;
+        self.rebuilt = self.rebuilt.max(other.rebuilt);
+        self.authors = self.authors.max(other.authors);
+        self.missing = self.missing.max(other.missing);
+    }
+
+    pub fn sent(&mut self, frame: &NodeFrame) {
+        let replies = frame.responses.iter().filter(|response| response.outcome.is_some()).count();
+        self.answers += (replies + frame.results.len()) as u64;
+        self.headers += frame.manifest.len() as u64;
+    }
+
+    pub fn recovered(&mut self, reign: &ReignLog) {
+        let base = usize::try_from(reign.report.base.0).expect("small");
+        let rebuilt = &reign.log[base..reign.log.len() - 1];
+        let authors = rebuilt.iter().filter_map(|record| record.entry.header.origin.map(|origin| origin.client));
+        self.rebuilt = self.rebuilt.max(rebuilt.len() as u64);
+        self.authors = self.authors.max(authors.collect::<BTreeSet<_>>().len() as u64);
+        self.missing = self.missing.max(reign.report.missing.len() as u64);
+    }
+}
+
 pub struct Oracle {
     pub violation: Option<(&'static str, String)>,
     pub lowest: Level,
@@ -129,6 +168,7 @@ pub struct Oracle {
     /// Recoveries that concluded by themselves without somebody, and entries that shares supplied.
     pub alone: u64,
     pub decoded: u64,
+    pub scale: Scale,
     pub now: u64,
     /// Operations that were found to be in some linear order.
     pub ordered: u64,
@@ -154,6 +194,7 @@ impl Oracle {
             sampled: 0,
             alone: 0,
             decoded: 0,
+            scale: Scale::default(),
             now: 0,
             ordered: 0,
         }
@@ -204,12 +245,13 @@ impl Oracle {
             log.extend(records.iter().cloned());
             let Body::EpochStart(report) = &last.entry.header.body else { unreachable!() };
             let report = (**report).clone();
-            let (start, places) = (last.lsn(), BTreeMap::new());
+            let (start, places, named) = (last.lsn(), BTreeMap::new(), Vec::new());
             let reign = ReignLog {
                 node: at,
                 log,
                 places,
                 start,
+                named,
                 resumed: start,
                 report,
                 told: Lsn(0),
@@ -217,6 +259,7 @@ impl Oracle {
                 opened: None,
             };
             self.check_rebuilt(epoch, &reign);
+            self.scale.recovered(&reign);
             self.reigns.insert(epoch, reign);
             self.check_recovered(nodes, clients, at, epoch);
             nodes[at].serving = Some(epoch);
@@ -231,6 +274,9 @@ impl Oracle {
             }
             let origin = record.entry.header.origin.filter(|_| record.entry.header.body == Body::Command);
             reign.places.extend(origin.map(|origin| ((origin.client, origin.request), record.lsn())));
+            if let Body::Config(target) = record.entry.header.body {
+                reign.named.push((record.lsn(), target));
+            }
             reign.log.push(record.clone());
         }
         self.check_suspends(nodes, at, records);
@@ -241,6 +287,7 @@ impl Oracle {
         if let Some(reign) = self.reigns.get_mut(&epoch) {
             reign.log.truncate(end);
             reign.places.retain(|_, lsn| lsn.0 <= end as u64);
+            reign.named.retain(|(lsn, _)| lsn.0 <= end as u64);
             reign.resumed = Lsn(end as u64);
         }
     }
@@ -333,7 +380,7 @@ impl Oracle {
         }
         let image = client.core.as_ref().map_or(&client.stored, |core| core.image());
         let held = self.places(image);
-        let at = usize::try_from(client.id.0 - 100).expect("small");
+        let at = number(client.id);
         self.views[at].died_with.extend(held);
         self.views[at].died_image = Some(image.clone());
     }

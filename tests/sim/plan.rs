@@ -70,7 +70,16 @@ pub enum Fault {
     JumpClock,
     /// Any node is stopped in good order, whatever it is doing.
     StopAny,
+    /// A part of all clients loses its streams at the same instant.
+    BreakMany,
+    /// A part of all clients' processes die at the same instant; the primary's with them; or its site is lost with them.
+    CrashMany,
+    CrashPrimaryAndMany,
+    LosePrimaryAndMany,
 }
+
+/// What strikes many clients at once: where there are many.
+const MASSES: [Fault; 4] = [Fault::BreakMany, Fault::CrashMany, Fault::CrashPrimaryAndMany, Fault::LosePrimaryAndMany];
 
 /// Those that came later: whether there are any of them in a run is decided apart.
 pub const TROUBLES: [Fault; 9] = [
@@ -115,6 +124,12 @@ pub struct Plan {
     pub primary: PrimarySettings,
     pub client: ClientSettings,
     pub clients: usize,
+    /// How many more there may be in place of those that are gone.
+    pub spares: usize,
+    /// Clients start at any time until then.
+    pub arrive_us: u64,
+    /// Clients end after more or fewer calls, and others come.
+    pub churn: bool,
     /// Out of a hundred clients, how many have a cache on disk.
     pub persistent: u64,
     /// Failure domains that clients share; 0 if each has its own.
@@ -128,6 +143,8 @@ pub struct Plan {
     pub backup_at: Option<u64>,
     pub faults: Vec<Fault>,
     pub fault_every: u64,
+    /// One that is certain, and when.
+    pub disaster: Option<(u64, Fault)>,
     pub calm_until: u64,
     /// When faults end and healing begins.
     pub heal_at: u64,
@@ -238,6 +255,9 @@ impl Plan {
             primary,
             client,
             clients: usize::try_from(clients).expect("small"),
+            spares: 8,
+            arrive_us: 10_000,
+            churn: false,
             persistent: dice.pick(&[0, 50, 100]),
             racks: if dice.percent(30) { usize::try_from(dice.between(1, clients)).expect("small") } else { 0 },
             near: dice.pick(&[0, 10]),
@@ -247,6 +267,7 @@ impl Plan {
             backup_at,
             faults,
             fault_every: dice.pick(&[5_000, 15_000, 40_000, 100_000]),
+            disaster: None,
             calm_until: 30_000,
             heal_at: dice.between(200_000, 700_000),
             lan_us: (50, dice.pick(&[100, 500, 3_000])),
@@ -292,6 +313,38 @@ impl Plan {
         self.slow = dice.pick(&[0, 0, 0, 30]);
         self.greedy = dice.pick(&[0, 0, 0, 50]);
         self.trickling = dice.pick(&[0, 0, 0, 30]);
+    }
+
+    /// The same for a service with so many clients: what is for each of them stays as it is, what is for all of them
+    /// together grows along, and each lives for a few calls. With `f` 0 the service is `Tagged`, otherwise `Covered`.
+    pub fn crowd(mut self, clients: usize, f: u8, dice: &mut Dice) -> Self {
+        let many = clients as u64;
+        let primary = &mut self.primary;
+        (primary.lowest, primary.f) = if f > 0 { (Level::Covered, f) } else { (Level::Tagged, 0) };
+        if f > 0 {
+            primary.privacy = Privacy::Open;
+        }
+        primary.sessions_max = 4 * clients;
+        // Less than a write of each; or more than a cut link fills.
+        primary.delta_bytes_max = many * dice.pick(&[100, 100_000]) + primary.command_bytes_max;
+        primary.replication_window_bytes = primary.replication_window_bytes.max(100 * many);
+        primary.pull_credit_bytes = primary.pull_credit_bytes.max(600);
+        primary.batch_max = primary.batch_max.max(clients / 8);
+        primary.decode_bytes_max = 1 << 28;
+        (self.clients, self.spares) = (clients, clients / 8);
+        (self.arrive_us, self.churn) = (dice.pick(&[10_000, 200_000]), dice.percent(60));
+        self.racks = dice.pick(&[0, 0, 12, 40]);
+        self.persistent = dice.pick(&[50, 90, 100]);
+        self.backup_at = Some(self.backup_at.unwrap_or(0));
+        let chance = dice.pick(&[30, 60, 100]);
+        self.faults.extend(MASSES.iter().copied().filter(|_| dice.percent(chance)));
+        (self.fault_every, self.calm_until) = (dice.pick(&[10_000, 40_000]), 100_000);
+        self.heal_at = self.heal_at.max(400_000);
+        let disasters = [Fault::LosePrimary, Fault::LosePrimaryAndClients, Fault::LosePrimaryAndMany];
+        self.disaster = Some((dice.between(150_000, self.heal_at - 1), dice.pick(&disasters)));
+        (self.keys, self.flush_us) = (dice.pick(&[20, 100]), dice.pick(&[100, 1_000]));
+        (self.calls, self.think_us) = dice.pick(&[(4, 60_000), (8, 30_000), (16, 15_000)]);
+        self
     }
 
     /// A service that covers what is written, with enough clients, and a delta that is never empty.
