@@ -300,7 +300,8 @@ impl Primary {
     pub(super) fn rounds_echoed(&self, reader: ClientId) -> u64 {
         let Some(sharing) = &self.sharing else { return 0 };
         let own = sharing.cover.domain_of(reader);
-        // A reader in the primary's own domain may be gone with it, whoever else is.
+        // A reader in the primary's own domain may be gone with it, whoever else is; and one that moved counts in that, but a
+        // takeover may miss it in the domain of somebody who echoes.
         let needed = usize::from(self.state.start().f) + usize::from(own.is_none());
         let mut best: std::collections::BTreeMap<&Domain, u64> = std::collections::BTreeMap::new();
         for (client, conn) in &self.attached {
