@@ -95,6 +95,30 @@ fn an_entry_in_two_stripes_waits_for_both() {
     assert!(world.clients.iter().all(|client| client.image.commands.is_empty()));
 }
 
+/// Two write into one stripe, and the first entry is stable. Its author is needed to decode the other: it does not end before
+/// that is stable, too, and when it breaks others keep what it wrote.
+#[test]
+fn what_others_are_decoded_with_is_kept() {
+    for gone in [Step::Retire { client: 0 }, Step::Break { client: 0 }] {
+        let mut world = world(&[ROOM; 4]);
+        write(&mut world, 0);
+        write(&mut world, 1);
+        calm(&mut world);
+        assert_eq!((world.cover.covered(), world.cover.counts().stripes), (Lsn(2), 1));
+        world.step(&Step::Stabilize { by: 1 }, Flush::Idle);
+        world.step(&gone, Flush::Idle);
+        calm(&mut world);
+        assert!(world.damaged.is_empty(), "it is made good");
+        // And then by the entry of its end.
+        for by in [1, 1] {
+            assert!(!world.clients[0].ended);
+            world.step(&Step::Stabilize { by }, Flush::Idle);
+            calm(&mut world);
+        }
+        assert_eq!(world.clients[0].ended, matches!(gone, Step::Retire { .. }));
+    }
+}
+
 /// The client has tag and reply, and takes another stream before it has confirmed. It is told nothing again, for it asks
 /// for nothing, and so nothing past that entry was covered until it was stable.
 #[test]

@@ -160,6 +160,11 @@ impl Client {
     pub fn counts(&self) -> bool {
         self.named != HERE
     }
+
+    /// Whether whoever takes over waits for it: not when its end may be in the log already.
+    pub fn lasts(&self) -> bool {
+        self.standing && self.closing.is_none()
+    }
 }
 
 /// A client was cut off, or its cache was lost.
@@ -420,7 +425,7 @@ impl World {
 
     fn damage(&mut self, at: usize, lost: bool) {
         self.unconfirmed.retain(|_, (holder, _)| *holder != at);
-        if self.clients[at].counts() {
+        if self.clients[at].counts() && self.clients[at].closing.is_none() {
             let covered = self.cover.covered();
             let before = self.damaged.insert(at, Damage { covered, lost });
             if before.is_some_and(|before| before.lost) {
@@ -484,8 +489,8 @@ impl World {
         }
     }
 
-    /// Ends the sessions that nobody needs, by an entry each. When that is stable they are gone with all that they hold, and
-    /// that is no loss.
+    /// Ends the sessions that nobody needs, by an entry each: from then on nobody can count on them, and when that is stable
+    /// they are gone with all that they hold.
     fn end_retired(&mut self) {
         for at in 0..self.clients.len() {
             let Client { id, retiring, standing, ended, closing, .. } = self.clients[at];
