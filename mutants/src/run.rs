@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 /// Debug builds without line tables: half the time goes into the linker otherwise.
 const LEAN: &str = "--config profile.test.package.tagalong.debug=false";
 
-const STORIES: &str = "test --no-default-features --features seeded-bugs --test stories --test together --test following \
-     --test reigns --test caches --test verdicts";
+const STORIES: &str = "test --no-default-features --features seeded-bugs --test stories --test scenarios --test together \
+     --test following --test reigns --test caches --test verdicts";
 const SIMULATOR: &str = "test --no-default-features --features seeded-bugs --test sim -- a_few scenarios";
 const BYTES: &str =
     "test --no-default-features --features seeded-bugs --test codec --test decode --test field --test hostile";

@@ -320,7 +320,8 @@ impl Primary {
     /// The highest of those rounds that *f* domains beside the reader's have echoed.
     pub(super) fn rounds_echoed(&self, echoes: &[(Domain, u64)], reader: ClientId) -> u64 {
         let own = self.sharing.as_ref().and_then(|sharing| sharing.cover.domain_of(reader));
-        // A reader in the primary's own domain may be gone with it, whoever else is.
+        // A reader in the primary's own domain may be gone with it, whoever else is; and one that moved counts in that, but a
+        // takeover may miss it in the domain of somebody who echoes.
         let needed = usize::from(self.state.start().f) + usize::from(own.is_none());
         let mut rounds = echoes.iter().filter(|(domain, _)| Some(domain) != own).map(|(_, round)| *round);
         needed.checked_sub(1).and_then(|at| rounds.nth(at)).unwrap_or_default()

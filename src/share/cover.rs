@@ -582,8 +582,9 @@ impl Cover {
 
     /// Whether the entry would survive now: the predicate this module stands for.
     fn is_safe(&self, entry: &Covering) -> bool {
-        let tagged = entry.tagged || !rule::on(Rule::CoverOrigin);
-        let striped = self.settings.f > 0 && entry.present && tagged && entry.open == 0;
+        // That the owner's session stood ever since is asked of every member of its stripes.
+        let tagged = entry.tagged || (entry.owner.is_some() && !rule::on(Rule::CoverOrigin));
+        let striped = self.settings.f > 0 && tagged && entry.open == 0;
         let whole = striped && entry.stripes.iter().all(|id| self.stripes.get(id).is_none_or(|it| self.is_whole(it)));
         whole || self.has_copies(entry)
     }

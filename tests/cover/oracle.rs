@@ -50,7 +50,7 @@ pub struct Looked {
 /// Every covered entry that is not stable is still there, whichever *f* domains are lost. Clients that are damaged count
 /// among them, for what was covered before, until everything is repaired.
 pub fn check(world: &World, deep: bool, looked: &mut Looked) -> Result<(), Violation> {
-    let there = |at: &usize| world.clients[*at].counts() && (world.clients[*at].standing || world.is_damaged(*at));
+    let there = |at: &usize| world.clients[*at].counts() && (world.clients[*at].lasts() || world.is_damaged(*at));
     let there = (0..world.clients.len()).filter(there);
     let domains: BTreeSet<&Domain> = there.map(|at| &world.clients[at].domain).collect();
     let domains: Vec<&Domain> = domains.into_iter().collect();
@@ -132,7 +132,7 @@ pub fn is_padded(value: &[u8], part: &[u8]) -> bool {
 impl Survivors {
     fn of(world: &World, lost: &BTreeSet<&Domain>) -> Self {
         let mut survivors = Self::default();
-        for client in world.clients.iter().filter(|client| client.standing && client.counts()) {
+        for client in world.clients.iter().filter(|client| client.lasts() && client.counts()) {
             if lost.contains(&client.domain) {
                 continue;
             }

@@ -91,8 +91,12 @@ pub enum Step {
         client: usize,
         cost: u64,
     },
-    /// Everything in flight arrives, but for what concerns one client.
+    /// Time passes, and everything in flight arrives, but for what concerns one client.
     Calm {
+        but: Option<usize>,
+    },
+    /// The same at once: what waits for members goes on waiting.
+    Arrive {
         but: Option<usize>,
     },
 }
@@ -144,6 +148,8 @@ pub struct Client {
     /// Ended in good order.
     pub ended: bool,
     retiring: bool,
+    /// Where in the log its end is, which comes when that is stable.
+    closing: Option<Lsn>,
     inbox: VecDeque<(Frame, Lsn, Lsn)>,
     outbox: Vec<Confirm>,
     told: (Lsn, Lsn),
@@ -153,6 +159,11 @@ impl Client {
     /// Whether what it holds counts: not if it shares the primary's fate.
     pub fn counts(&self) -> bool {
         self.named != HERE
+    }
+
+    /// Whether whoever takes over waits for it: not when its end may be in the log already.
+    pub fn lasts(&self) -> bool {
+        self.standing && self.closing.is_none()
     }
 }
 
@@ -205,6 +216,7 @@ impl World {
             standing: false,
             ended: false,
             retiring: false,
+            closing: None,
             inbox: VecDeque::new(),
             outbox: Vec::new(),
             told: (Lsn(0), Lsn(0)),
@@ -266,6 +278,7 @@ impl World {
             Step::Pass { us } => self.now = self.now.after(us),
             Step::Lend { client, cost } => self.lend(client % self.clients.len(), cost),
             Step::Calm { but } => self.calm(but.map(|at| at % self.clients.len())),
+            Step::Arrive { but } => self.arrive(but.map(|at| at % self.clients.len())),
         }
         if flush != Flush::Not {
             self.flush(flush == Flush::Coming);
@@ -316,11 +329,15 @@ impl World {
 
     fn system(&mut self, of_session: bool) {
         let info = SessionInfo { incarnation: 1, domain: "somewhere".to_owned(), ..SessionInfo::default() };
-        let (body, origin) = if of_session {
-            (Body::Open(info), Some(Origin { client: ClientId(99), request: Request(0) }))
+        if of_session {
+            self.log_system(Body::Open(info), Some(ClientId(99)));
         } else {
-            (Body::Config(Target::Own), None)
-        };
+            self.log_system(Body::Config(Target::Own), None);
+        }
+    }
+
+    fn log_system(&mut self, body: Body, of: Option<ClientId>) {
+        let origin = of.map(|client| Origin { client, request: Request(0) });
         let header = Header {
             epoch: EPOCH,
             lsn: self.head().next(),
@@ -408,7 +425,7 @@ impl World {
 
     fn damage(&mut self, at: usize, lost: bool) {
         self.unconfirmed.retain(|_, (holder, _)| *holder != at);
-        if self.clients[at].counts() {
+        if self.clients[at].counts() && self.clients[at].closing.is_none() {
             let covered = self.cover.covered();
             let before = self.damaged.insert(at, Damage { covered, lost });
             if before.is_some_and(|before| before.lost) {
@@ -419,7 +436,7 @@ impl World {
 
     /// A new stream of the session, whether or not the old one was seen to break.
     fn come_back(&mut self, at: usize, cache: Cache) {
-        if self.clients[at].ended {
+        if self.clients[at].ended || self.clients[at].closing.is_some() {
             return;
         }
         self.lose_stream(at);
@@ -472,18 +489,22 @@ impl World {
         }
     }
 
-    /// Ends the sessions that nobody needs: what they hold is gone, and that is no loss.
+    /// Ends the sessions that nobody needs, by an entry each: from then on nobody can count on them, and when that is stable
+    /// they are gone with all that they hold.
     fn end_retired(&mut self) {
         for at in 0..self.clients.len() {
-            let Client { id, retiring, standing, ended, .. } = self.clients[at];
+            let Client { id, retiring, standing, ended, closing, .. } = self.clients[at];
             let drained = !self.awaiting.values().any(|to| *to == at) && self.cover.needed_until(id) <= self.stable;
-            if retiring && standing && !ended && drained {
+            if closing.is_some_and(|lsn| lsn <= self.stable) && !ended {
                 self.lose_stream(at);
                 self.unconfirmed.retain(|_, (holder, _)| *holder != at);
                 let client = &mut self.clients[at];
                 (client.standing, client.ended) = (false, true);
                 client.image = CacheImage::default();
                 self.cover.leave(id);
+            } else if retiring && standing && closing.is_none() && drained {
+                self.clients[at].closing = Some(self.head().next());
+                self.log_system(Body::Close, Some(id));
             }
         }
     }
@@ -586,17 +607,31 @@ impl World {
     pub fn calm(&mut self, but: Option<usize>) {
         for _ in 0..8 {
             self.now = self.now.after(self.settings.wait_us);
-            self.flush(false);
-            for at in (0..self.clients.len()).filter(|at| Some(*at) != but) {
-                self.deliver(at, usize::MAX);
-                self.confirm(at, 0, usize::MAX);
-            }
-            self.flush(false);
-            let quiet = |(at, client): (usize, &Client)| Some(at) == but || client.inbox.is_empty();
-            if self.clients.iter().enumerate().all(quiet) {
+            if self.exchange(but, false) {
                 break;
             }
         }
+    }
+
+    /// Everything in flight arrives in no time, and more is in the primary's queue.
+    fn arrive(&mut self, but: Option<usize>) {
+        for _ in 0..8 {
+            if self.exchange(but, true) {
+                break;
+            }
+        }
+    }
+
+    /// One round of frames and confirms with all but one client. Whether that was all.
+    fn exchange(&mut self, but: Option<usize>, coming: bool) -> bool {
+        self.flush(coming);
+        for at in (0..self.clients.len()).filter(|at| Some(*at) != but) {
+            self.deliver(at, usize::MAX);
+            self.confirm(at, 0, usize::MAX);
+        }
+        self.flush(coming);
+        let quiet = |(at, client): (usize, &Client)| Some(at) == but || client.inbox.is_empty();
+        self.clients.iter().enumerate().all(quiet)
     }
 
     /// Everybody who did not end the session comes back, as it was. Who lost commands does not count on them any more.

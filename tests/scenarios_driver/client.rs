@@ -99,6 +99,13 @@ impl Member {
         self.cache_stalls = false;
     }
 
+    /// The cache is taken to another failure domain.
+    pub fn move_to(&mut self, domain: &str) -> Result<(), String> {
+        let identity = self.cache.identity.as_mut().filter(|_| self.core.is_none());
+        identity.ok_or_else(|| format!("{} is up", self.name))?.domain = domain.to_owned();
+        Ok(())
+    }
+
     /// The oldest write to the cache is done.
     pub fn store(&mut self) -> Option<u64> {
         for op in self.stores.pop_front()? {

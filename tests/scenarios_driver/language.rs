@@ -25,6 +25,7 @@
 //! east dies, anna dies                  the process; what was on disk is there when it
 //! east starts again                     on it
 //! east is lost, anna is lost            with everything it had
+//! anna moves to rack-2                  while she is down: where her next process says that it is
 //! anna's cache is copied                and `anna starts again on the copy`, as of then
 //! anna reconnects                       her streams break, and she dials again
 //! anna is cut off from east             until `anna is back`; without `from east`, from every node
@@ -119,6 +120,7 @@ pub enum Step {
     Die(String),
     Lose(String),
     Start(String),
+    Move(String, String),
     CopyCache(String),
     StartOnCopy(String),
     Reconnect(String),
@@ -301,6 +303,7 @@ fn act(words: &[&str]) -> Option<Step> {
         [who, "dies"] => Step::Die(own(who)),
         [who, "is", "lost"] => Step::Lose(own(who)),
         [who, "starts", "again"] => Step::Start(own(who)),
+        [who, "moves", "to", domain] => Step::Move(own(who), own(domain)),
         [who, "'s", "cache", "is", "copied"] => Step::CopyCache(own(who)),
         [who, "starts", "again", "on", "the", "copy"] => Step::StartOnCopy(own(who)),
         [who, "reconnects"] => Step::Reconnect(own(who)),

@@ -230,6 +230,10 @@ impl Play {
                 Party::Client(at) if self.world.clients[at].core.is_none() => self.world.start_client(at),
                 _ => return Err(format!("{who} is up")),
             },
+            Step::Move(who, domain) => {
+                let at = self.client(who)?;
+                self.world.clients[at].move_to(domain)?;
+            }
             Step::CopyCache(who) => {
                 let at = self.client(who)?;
                 self.world.clients[at].copy = Some(self.world.clients[at].cache.clone());
