@@ -270,6 +270,9 @@ pub struct Primary {
     follower: Option<Follower>,
     /// Only the backup's acknowledgements move `stable`: the grant was sent.
     counts_backup: bool,
+    /// The backup has to have this before it is granted: a restart in the same reign knows a lower bound of what was stable
+    /// on the own disk before, and acknowledged.
+    grant_from: Lsn,
     config_proposed: bool,
     config_lsn: Lsn,
     /// Some session may stand since a later entry than the checkpoint that is marked.

@@ -357,7 +357,8 @@ impl Primary {
         if !matches!(self.phase, Phase::Open | Phase::Stopping) {
             return;
         }
-        let (epoch, head, stable) = (self.epoch, self.water.head(), self.water.stable());
+        let (epoch, head) = (self.epoch, self.water.head());
+        let acknowledged = self.water.stable().max(self.grant_from);
         let attaching = self.is_attaching() || self.counts_backup;
         let target = self.state.target();
         let Some(follower) = self.follower.as_mut().filter(|follower| follower.streaming && !follower.in_sync) else {
@@ -369,7 +370,7 @@ impl Primary {
                 let body = Body::Config(Target::Backup(follower.node));
                 self.proposals.push_back(Proposal { client: None, body });
             }
-        } else if attaching && !follower.granted && follower.durable >= stable {
+        } else if attaching && !follower.granted && follower.durable >= acknowledged {
             follower.granted = true;
             self.counts_backup = true;
             out.push(Output::ToBackup(follower.conn, PrimaryMessage::Grant { epoch }));

@@ -184,6 +184,7 @@ impl Primary {
             sharing: None,
             follower: None,
             counts_backup: false,
+            grant_from: Lsn(0),
             config_proposed: false,
             config_lsn: Lsn(0),
             admitting: true,
@@ -200,6 +201,7 @@ impl Primary {
         // Whether a grant was sent before the crash is not known: then only the backup's word moves `stable`.
         self.counts_backup = self.state.target() != Target::Own;
         let end = self.state.end();
+        self.grant_from = end;
         let stable = self.marks.stable.max(self.state.reigns_from(self.epoch)[0].start).min(end);
         self.water = Watermarks::new(end, stable);
         self.unstable = Unstable::new(stable.next());
