@@ -354,6 +354,25 @@ fn the_grant_waits_for_the_log_that_names_the_backup() {
     assert!(lone.was_granted());
 }
 
+/// Before it was restarted in place its own disk made things stable, which were acknowledged; all that it knows of that is a
+/// lower bound. Granted too early, the backup could be promoted without what clients had released.
+#[test]
+fn a_backup_lacks_what_was_acknowledged_before_a_restart() {
+    let target = Target::Backup(NodeId(2));
+    let logs_first = EpochStart { log_before_send: true, ..EpochStart::default() };
+    let mut headers = log(logs_first);
+    headers.push(header(epoch(1, 1), 4, Body::Config(target), None));
+    headers.push(header(epoch(1, 1), 5, Body::Noop, None));
+    let settings = PrimarySettings { log_before_send: true, ..settings() };
+    let mut east = Lone::start(settings, Marks { stable: Lsn(2), ..marks() }, headers);
+    assert_eq!(east.role(), Role::Primary, "it goes on in its reign");
+    east.dialled(LINK, 4, epoch(1, 1), false);
+    east.acknowledged(Lsn(4), false);
+    assert!(!east.was_granted(), "5 may have been acknowledged, and the backup does not have it");
+    east.acknowledged(Lsn(5), false);
+    assert!(east.was_granted());
+}
+
 /// At lowest level `Stable` a takeover hears nobody, and only the backup can tell that there was none. While it is away a
 /// query waits.
 #[test]
