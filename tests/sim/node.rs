@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use tagalong::backup::{Backup, BackupSettings};
 use tagalong::error::Result;
 use tagalong::log::{Body, ClusterId, Entry, GroupId, NodeId, Time};
-use tagalong::node::{Input, Output};
+use tagalong::node::{Input, Output, RecoveryPolicy};
 use tagalong::primary::{Primary, PrimarySettings};
 use tagalong::recovery::provisional_cut;
 use tagalong::session::LogState;
@@ -61,6 +61,8 @@ pub struct Node {
     pub full_until: u64,
     /// When it was promoted, by its own clock, and whether an operator has told it to conclude since.
     pub promoted_at: Option<Time>,
+    /// When this life of it began.
+    pub up_since: Time,
     pub resolved: bool,
     /// At the last start something provisional was cut.
     pub cut: bool,
@@ -90,6 +92,7 @@ impl Node {
             disk_fails: false,
             full_until: 0,
             promoted_at: None,
+            up_since: Time(0),
             resolved: false,
             cut: false,
         }
@@ -117,6 +120,7 @@ impl Node {
     /// core that the marks ask for.
     pub fn start(&mut self, settings: &PrimarySettings, now: Time, out: &mut Vec<Output>) -> Result<()> {
         self.life += 1;
+        self.up_since = now;
         self.machine = Machine::default();
         self.tasks.clear();
         self.serving = None;
@@ -151,6 +155,12 @@ impl Node {
             self.core = Core::Backup(Box::new(Backup::new(settings, marks, state, now, out)?));
         }
         Ok(())
+    }
+
+    /// Whether a recovery of this node is past the hard cap of its policy.
+    pub fn is_late(&self, policy: RecoveryPolicy, now: Time) -> bool {
+        let since = self.promoted_at.map_or(self.up_since, |at| at.max(self.up_since));
+        matches!(policy, RecoveryPolicy::Conclude { hard_us, .. } if now.0 >= since.0 + hard_us)
     }
 
     pub fn step(&mut self, now: Time, input: Input, out: &mut Vec<Output>) {

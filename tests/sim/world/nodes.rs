@@ -43,7 +43,8 @@ impl World {
             self.nodes[at].serving = Some(epoch);
             self.oracle.reign_goes_on(epoch, end);
             if let Some((start, report)) = self.oracle.unopened(epoch) {
-                self.oracle.on_opened(&self.clients, at, epoch, start, &report, self.now);
+                let late = self.is_late(at);
+                self.oracle.on_opened(&self.clients, at, epoch, start, &report, late, self.now);
             }
         }
         self.note(format!("node {at} starts with a log of {end}"));
@@ -54,6 +55,10 @@ impl World {
             self.after(100, Event::DialPrimary { node: at, life });
         }
         self.after_node_step(at, false);
+    }
+
+    fn is_late(&self, at: usize) -> bool {
+        self.nodes[at].is_late(self.plan.policy, self.nodes[at].clock.at(self.now))
     }
 
     pub fn crash_node(&mut self, at: usize) {
@@ -191,7 +196,8 @@ impl World {
         self.mark_node_event(at, &event);
         match event {
             NodeEvent::Opened { report, epoch, start } => {
-                self.oracle.on_opened(&self.clients, at, epoch, start, &report, self.now);
+                let late = self.is_late(at);
+                self.oracle.on_opened(&self.clients, at, epoch, start, &report, late, self.now);
             }
             NodeEvent::Decoded { entries, .. } => self.oracle.decoded += entries,
             NodeEvent::Stopped(_) => self.nodes[at].stopped = true,
