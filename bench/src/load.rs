@@ -1,0 +1,262 @@
+//! The process that makes load: so many clients, each with so many writes in flight, and what they saw.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Buf;
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use tagalong::client::ClientSettings;
+use tagalong::{TaggedClient, WriteOutcome};
+use tokio::sync::{Barrier, mpsc, watch};
+use tokio::task::JoinSet;
+
+use crate::latency::Latencies;
+use crate::process::{orders, tell};
+use crate::tally::payload;
+use crate::usage::Usage;
+use crate::{Result, plain};
+
+/// How often what the clients hold is looked at.
+const SAMPLE: Duration = Duration::from_millis(50);
+/// A session may take this long to be established.
+const ATTACH: Duration = Duration::from_secs(60);
+
+/// What is written, and how much of it at once.
+#[derive(clap::Args, Clone, Debug)]
+pub(crate) struct Shape {
+    /// How many clients.
+    #[arg(long, default_value_t = 1)]
+    pub(crate) clients: u64,
+    /// Writes in flight of each.
+    #[arg(long, default_value_t = 1)]
+    pub(crate) in_flight: usize,
+    /// Bytes of a write.
+    #[arg(long, default_value_t = 100)]
+    pub(crate) payload: usize,
+    /// Seconds before it counts.
+    #[arg(long, default_value_t = 0.5)]
+    pub(crate) warm_up: f64,
+    /// Seconds that count.
+    #[arg(long, default_value_t = 2.0)]
+    pub(crate) seconds: f64,
+}
+
+/// Which service is loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Target {
+    /// A tagalong service.
+    Tagged,
+    /// A plain stream, a message for each write.
+    Plain,
+    /// A plain stream whose messages carry what has gathered.
+    PlainBatched,
+}
+
+/// What the process is told when it is started.
+#[derive(clap::Args, Clone, Debug)]
+pub(crate) struct LoadArgs {
+    #[command(flatten)]
+    pub(crate) shape: Shape,
+    #[arg(long)]
+    pub(crate) target: Target,
+    /// Where nodes may be found.
+    #[arg(long)]
+    pub(crate) endpoint: Vec<String>,
+    /// Worker threads.
+    #[arg(long, default_value_t = 1)]
+    pub(crate) threads: usize,
+}
+
+/// Where a run is: everybody is ready, it began, it counts, it is over.
+pub(crate) struct Phase {
+    barrier: Barrier,
+    begin: watch::Receiver<Option<Begun>>,
+    over: std::sync::atomic::AtomicBool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Begun {
+    counts_from: Instant,
+    ends: Instant,
+}
+
+impl Phase {
+    /// Waits until everybody is ready and the run begins.
+    pub(crate) async fn ready(&self) {
+        self.barrier.wait().await;
+        let mut begin = self.begin.clone();
+        let _ = begin.wait_for(Option::is_some).await;
+    }
+
+    /// Nothing more is to be written.
+    pub(crate) fn is_over(&self) -> bool {
+        self.over.load(Ordering::Relaxed)
+    }
+
+    /// Whether a write that was issued then is part of what is measured.
+    pub(crate) fn counts(&self, issued: Instant) -> bool {
+        self.begin.borrow().is_some_and(|begun| begun.counts_from <= issued && issued < begun.ends)
+    }
+}
+
+/// What clients hold, over time.
+#[derive(Default)]
+struct Held {
+    most: u64,
+    sum: u64,
+    samples: u64,
+}
+
+/// Runs the load, and tells what came of it.
+pub(crate) async fn run(args: LoadArgs) -> Result<()> {
+    let mut orders = orders()?;
+    let count = usize::try_from(args.shape.clients)?;
+    let (begin, begun) = watch::channel(None);
+    let phase = Arc::new(Phase { barrier: Barrier::new(count + 1), begin: begun, over: Default::default() });
+    let acked: Arc<Vec<AtomicU64>> = Arc::new((0..count).map(|_| AtomicU64::new(0)).collect());
+    let clients = if args.target == Target::Tagged { attach(&args).await? } else { Vec::new() };
+    let mut running = JoinSet::new();
+    for client in 0..count {
+        let (args, phase, acked) = (args.clone(), Arc::clone(&phase), Arc::clone(&acked));
+        let number = client as u64;
+        let tagged = clients.get(client).cloned();
+        running.spawn(async move {
+            match tagged {
+                Some(tagged) => write(&tagged, number, &args.shape, &phase, &acked[client]).await,
+                None => {
+                    let endpoint = &args.endpoint[client % args.endpoint.len()];
+                    let batched = args.target == Target::PlainBatched;
+                    plain::drive(endpoint, number, &args.shape, batched, &phase, &acked[client]).await
+                }
+            }
+        });
+    }
+    phase.barrier.wait().await;
+    tell(&json!({ "event": "attached" }));
+    told_to(&mut orders, "start").await;
+    let now = Instant::now();
+    let counts_from = now + Duration::from_secs_f64(args.shape.warm_up);
+    let ends = counts_from + Duration::from_secs_f64(args.shape.seconds);
+    begin.send_replace(Some(Begun { counts_from, ends }));
+    let held = Arc::new(Mutex::new(Held::default()));
+    tokio::time::sleep_until(counts_from.into()).await;
+    tell(&json!({ "event": "counting" }));
+    let before = Usage::of_this_process()?;
+    tokio::select! {
+        () = watch_until(ends, &clients, &held) => {}
+        () = told_to(&mut orders, "stop") => {}
+    }
+    phase.over.store(true, Ordering::Relaxed);
+    let used = Usage::of_this_process()?.since(before);
+    tell(&json!({ "event": "over" }));
+    let mut latencies = Latencies::default();
+    while let Some(done) = running.join_next().await {
+        latencies.add(&done??);
+    }
+    for client in &clients {
+        client.flush().await?;
+    }
+    let drained = ends.elapsed();
+    let mut result = result(&args, &latencies, &held.lock(), &acked, drained, used);
+    result["missing"] = missing(&clients, &acked).await?.into();
+    tell(&result);
+    for client in clients {
+        client.close().await?;
+    }
+    tell(&json!({ "event": "finished" }));
+    Ok(())
+}
+
+fn result(
+    args: &LoadArgs,
+    latencies: &Latencies,
+    held: &Held,
+    acked: &[AtomicU64],
+    drained: Duration,
+    used: Usage,
+) -> Value {
+    let mut result = latencies.json(args.shape.seconds);
+    result["event"] = "result".into();
+    result["held_most"] = held.most.into();
+    result["held_mean"] = (held.sum / held.samples.max(1)).into();
+    result["acked"] = acked.iter().map(|acked| acked.load(Ordering::Relaxed)).collect::<Vec<_>>().into();
+    result["drained_s"] = drained.as_secs_f64().into();
+    result["cpu_us"] = used.cpu_us.into();
+    result
+}
+
+async fn told_to(orders: &mut mpsc::Receiver<String>, what: &str) {
+    while orders.recv().await.is_some_and(|order| order != what) {}
+}
+
+/// How many writes are not there that were acknowledged.
+async fn missing(clients: &[TaggedClient], acked: &[AtomicU64]) -> Result<u64> {
+    let mut missing = 0;
+    for (number, (client, acked)) in (0_u64..).zip(clients.iter().zip(acked)) {
+        let query = [number.to_be_bytes(), acked.load(Ordering::Relaxed).to_be_bytes()].concat();
+        missing += client.read(query).await?.get_u64();
+    }
+    Ok(missing)
+}
+
+async fn attach(args: &LoadArgs) -> Result<Vec<TaggedClient>> {
+    let mut clients = Vec::new();
+    for number in 0..args.shape.clients {
+        let client = TaggedClient::builder(format!("rack-{number}"))
+            .endpoints(args.endpoint.clone())
+            .settings(ClientSettings::default())
+            .start()
+            .await?;
+        clients.push(client);
+    }
+    for client in &clients {
+        tokio::time::timeout(ATTACH, client.attached())
+            .await
+            .map_err(|_| format!("no session was established within {ATTACH:?}"))??;
+    }
+    Ok(clients)
+}
+
+async fn watch_until(end: Instant, clients: &[TaggedClient], held: &Mutex<Held>) {
+    while Instant::now() < end {
+        let bytes = clients.iter().map(|client| client.stats().cache_bytes).sum();
+        let mut held = held.lock();
+        held.most = held.most.max(bytes);
+        held.sum += bytes;
+        held.samples += 1;
+        drop(held);
+        tokio::time::sleep_until((Instant::now() + SAMPLE).min(end).into()).await;
+    }
+}
+
+/// One client's writes: so many in flight, joined in their order.
+async fn write(
+    client: &TaggedClient,
+    number: u64,
+    shape: &Shape,
+    phase: &Phase,
+    acked: &AtomicU64,
+) -> Result<Latencies> {
+    phase.ready().await;
+    let mut latencies = Latencies::default();
+    let mut flight = VecDeque::new();
+    let mut issued = 0;
+    loop {
+        while flight.len() < shape.in_flight && !phase.is_over() {
+            issued += 1;
+            let command = payload(number, issued, shape.payload);
+            flight.push_back((Instant::now(), client.write(command)));
+        }
+        let Some((sent, writing)) = flight.pop_front() else { return Ok(latencies) };
+        let WriteOutcome::Acknowledged { .. } = writing.await? else {
+            return Err("a write was not acknowledged".into());
+        };
+        acked.fetch_add(1, Ordering::Relaxed);
+        if phase.counts(sent) {
+            latencies.note(sent.elapsed());
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! A node's process: primary or backup of a tagalong service that counts what it is given, on a log in files.
+
+use std::path::PathBuf;
+
+use serde_json::json;
+use tagalong::log::Level;
+use tagalong::net::ShareKey;
+use tagalong::primary::PrimarySettings;
+use tagalong::store::file::{FileLog, FileLogOptions};
+use tagalong::{Backup, Primary};
+use tokio::sync::mpsc;
+
+use crate::Result;
+use crate::process::{orders, tell};
+use crate::tally::Tally;
+use crate::usage::Usage;
+
+/// How a service acknowledges.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, clap::ValueEnum)]
+pub(crate) enum Mode {
+    /// When it is applied.
+    Async,
+    /// When it is applied and on the primary's own disk.
+    AsyncLogged,
+    /// When the backup has it.
+    Sync,
+    /// When both have it on disk.
+    SyncLogged,
+    /// When it is applied; the client holds it. No shares.
+    TaggedUnshared,
+    /// The same, with shares of others' writes on the responses.
+    Tagged,
+    /// The same, when it is on the primary's own disk.
+    TaggedLogged,
+    /// When it survives the loss of one client, too.
+    Covered,
+}
+
+impl Mode {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Async => "async",
+            Self::AsyncLogged => "async-logged",
+            Self::Sync => "sync",
+            Self::SyncLogged => "sync-logged",
+            Self::TaggedUnshared => "tagged-unshared",
+            Self::Tagged => "tagged",
+            Self::TaggedLogged => "tagged-logged",
+            Self::Covered => "covered",
+        }
+    }
+
+    /// Whether clients keep something for each other, for which the servers need a key.
+    pub(crate) fn shares(self) -> bool {
+        matches!(self, Self::Tagged | Self::TaggedLogged | Self::Covered)
+    }
+
+    fn settings(self) -> PrimarySettings {
+        let lowest = match self {
+            Self::Async | Self::AsyncLogged => Level::Local,
+            Self::Sync | Self::SyncLogged => Level::Stable,
+            Self::TaggedUnshared | Self::Tagged | Self::TaggedLogged => Level::Tagged,
+            Self::Covered => Level::Covered,
+        };
+        let reply_after_log = matches!(self, Self::AsyncLogged | Self::SyncLogged | Self::TaggedLogged);
+        let f = u8::from(self == Self::Covered);
+        PrimarySettings { lowest, f, reply_after_log, ..PrimarySettings::default() }
+    }
+}
+
+/// What a node is told when it is started.
+#[derive(clap::Args, Clone, Debug)]
+pub(crate) struct NodeArgs {
+    #[arg(long)]
+    pub(crate) folder: PathBuf,
+    #[arg(long)]
+    pub(crate) mode: Mode,
+    /// Where clients reach it; its own address without.
+    #[arg(long)]
+    pub(crate) advertise: Option<String>,
+    /// Where it reaches the primary; it is the backup then.
+    #[arg(long)]
+    pub(crate) follow: Option<String>,
+}
+
+/// The secret of all services here: nobody's data is in them.
+fn share_key() -> ShareKey {
+    ShareKey::new([7; 32])
+}
+
+/// Runs the node until it is told to finish.
+pub(crate) async fn run(args: NodeArgs) -> Result<()> {
+    let mut orders = orders()?;
+    let log = FileLog::open(&args.folder, FileLogOptions::default())?;
+    match &args.follow {
+        None => {
+            let mut builder = Primary::builder("east", log, Tally::default()).settings(args.mode.settings());
+            if args.mode.shares() {
+                builder = builder.share_key(share_key());
+            }
+            if let Some(endpoint) = &args.advertise {
+                builder = builder.advertise(endpoint);
+            }
+            let primary = builder.start().await?;
+            tell(&json!({ "event": "listening", "address": primary.local_addr().to_string() }));
+            primary.opened().await?;
+            tell(&json!({ "event": "serving" }));
+            obey(&mut orders).await?;
+            primary.abort().await;
+        }
+        Some(endpoint) => {
+            let mut builder =
+                Backup::builder("west", log, Tally::default(), endpoint.clone()).settings(args.mode.settings());
+            if args.mode.shares() {
+                builder = builder.share_key(share_key());
+            }
+            if let Some(endpoint) = &args.advertise {
+                builder = builder.advertise(endpoint);
+            }
+            let backup = builder.start().await?;
+            tell(&json!({ "event": "listening", "address": backup.local_addr().to_string() }));
+            backup.in_sync().await?;
+            tell(&json!({ "event": "in-sync" }));
+            obey(&mut orders).await?;
+            backup.abort().await;
+        }
+    }
+    Ok(())
+}
+
+/// Answers what it is asked, until it is to finish.
+pub(crate) async fn obey(orders: &mut mpsc::Receiver<String>) -> Result<()> {
+    while let Some(order) = orders.recv().await.filter(|order| order != "finish") {
+        answer(&order)?;
+    }
+    Ok(())
+}
+
+/// Answers what every process here is asked.
+pub(crate) fn answer(order: &str) -> Result<()> {
+    if order == "usage" {
+        let Usage { cpu_us, memory } = Usage::of_this_process()?;
+        tell(&json!({ "event": "usage", "cpu_us": cpu_us, "memory": memory }));
+    }
+    Ok(())
+}

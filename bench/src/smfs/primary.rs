@@ -1,0 +1,236 @@
+//! The primary of the baseline: puts writes in order, logs them, and sends them through the egress gateway, whose callback is
+//! the acknowledgement.
+
+use std::collections::BTreeMap;
+use std::net::{SocketAddr, UdpSocket};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::{Buf, Bytes};
+use parking_lot::{Condvar, Mutex};
+use tagalong::log::Lsn;
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio_stream::{Stream, StreamExt};
+use tonic::transport::server::TcpIncoming;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::repair::Encoder;
+use super::{Fragment, PACKET_BYTES};
+use crate::disk::Disk;
+use crate::plain::{Outgoing, server};
+use crate::wire::{Write, Writes, plain_server};
+use crate::{Result, plain};
+
+/// How the gateway works.
+#[derive(clap::Args, Clone, Debug)]
+pub(crate) struct GatewaySettings {
+    /// How long a group waits for more packets before its repair packets go.
+    #[arg(long, default_value_t = 500)]
+    pub(crate) repair_wait_us: u64,
+    /// Bytes sent and not confirmed, beyond which writes wait.
+    #[arg(long, default_value_t = 64 << 20)]
+    pub(crate) window_bytes: usize,
+    /// An answer waits for the primary's own disk as well.
+    #[arg(long)]
+    pub(crate) logged: bool,
+}
+
+/// Who is told that writes are acknowledged, when.
+struct Callback {
+    stream: mpsc::Sender<Write>,
+    numbers: Vec<u64>,
+    last: u64,
+}
+
+struct State {
+    encoder: Encoder,
+    packet: Vec<u8>,
+    opened: Option<Instant>,
+    /// Acknowledged when the group that is open is on the link.
+    waiting: Vec<Callback>,
+    next: u64,
+    /// What the backup has not confirmed, to be sent again if it asks.
+    unconfirmed: BTreeMap<u64, Bytes>,
+    bytes: usize,
+}
+
+/// The sequencer and the gateway, under one lock: what is ordered leaves in order.
+struct Gateway {
+    socket: UdpSocket,
+    far: SocketAddr,
+    settings: GatewaySettings,
+    disk: Disk,
+    state: Mutex<State>,
+    room: Condvar,
+}
+
+impl Gateway {
+    /// Orders a message's writes, and sends them.
+    fn take(&self, writes: Vec<Write>, stream: &mpsc::Sender<Write>) {
+        let mut state = self.state.lock();
+        while state.bytes > self.settings.window_bytes {
+            self.room.wait(&mut state);
+        }
+        let mut entries = Vec::with_capacity(writes.len());
+        let mut numbers = Vec::with_capacity(writes.len());
+        for Write { number, payload } in writes {
+            // The payload is a part of the whole message it came in; what is kept is not.
+            let payload = Bytes::copy_from_slice(&payload);
+            let lsn = state.next;
+            state.next += 1;
+            state.bytes += payload.len();
+            state.unconfirmed.insert(lsn, payload.clone());
+            self.send(&mut state, lsn, &payload);
+            entries.push(payload);
+            numbers.push(number);
+        }
+        let last = state.next - 1;
+        self.end_packet(&mut state);
+        state.opened.get_or_insert_with(Instant::now);
+        state.waiting.push(Callback { stream: stream.clone(), numbers, last });
+        self.disk.append(last, entries);
+        if state.encoder.is_empty() {
+            // The group was closed by the last packet.
+            self.call_back(&mut state);
+        }
+    }
+
+    fn send(&self, state: &mut State, lsn: u64, entry: &[u8]) {
+        let mut offset = 0;
+        loop {
+            let room = PACKET_BYTES - state.packet.len();
+            let Some(fragment) = Fragment::cut(lsn, entry, offset, room) else {
+                self.end_packet(state);
+                continue;
+            };
+            fragment.write(&mut state.packet);
+            offset += fragment.bytes.len();
+            if offset >= entry.len() {
+                return;
+            }
+        }
+    }
+
+    fn end_packet(&self, state: &mut State) {
+        if state.packet.is_empty() {
+            return;
+        }
+        let packet = std::mem::replace(&mut state.packet, Vec::with_capacity(PACKET_BYTES));
+        // A datagram that the kernel does not take is lost like any other.
+        let _ = self.socket.send_to(&state.encoder.data(packet), self.far);
+        if state.encoder.is_full() {
+            self.close_group(state);
+        }
+    }
+
+    fn close_group(&self, state: &mut State) {
+        for repair in state.encoder.close() {
+            let _ = self.socket.send_to(&repair, self.far);
+        }
+    }
+
+    /// The gateway's callback: what was handed to it is on the link, with its repair packets.
+    fn call_back(&self, state: &mut State) {
+        state.opened = None;
+        for Callback { stream, numbers, last } in std::mem::take(&mut state.waiting) {
+            let answer = move || {
+                for number in numbers {
+                    // A client that is gone needs no answer.
+                    let _ = stream.try_send(Write { number, payload: Bytes::new() });
+                }
+            };
+            if self.settings.logged { self.disk.after(last, answer) } else { answer() }
+        }
+    }
+
+    /// Ends groups that waited long enough, for as long as the process lives.
+    fn tick(&self) {
+        let wait = Duration::from_micros(self.settings.repair_wait_us);
+        loop {
+            std::thread::sleep(wait / 2);
+            let mut state = self.state.lock();
+            if state.opened.is_some_and(|opened| opened.elapsed() >= wait) {
+                self.close_group(&mut state);
+                self.call_back(&mut state);
+            }
+        }
+    }
+
+    /// What the backup says: how far it is, and what it lacks.
+    fn hear(&self) {
+        let mut buffer = [0; 2048];
+        while let Ok((length, _)) = self.socket.recv_from(&mut buffer) {
+            let mut message = &buffer[..length];
+            let Ok(upto) = message.try_get_u64() else { continue };
+            let mut state = self.state.lock();
+            let rest = state.unconfirmed.split_off(&(upto + 1));
+            state.bytes -= std::mem::replace(&mut state.unconfirmed, rest).values().map(Bytes::len).sum::<usize>();
+            while let Ok(lsn) = message.try_get_u64() {
+                if let Some(entry) = state.unconfirmed.get(&lsn).cloned() {
+                    self.send(&mut state, lsn, &entry);
+                }
+            }
+            self.end_packet(&mut state);
+            if !state.encoder.is_empty() {
+                state.opened.get_or_insert_with(Instant::now);
+            }
+            self.room.notify_all();
+        }
+    }
+}
+
+#[derive(Clone)]
+struct Service(Arc<Gateway>);
+
+#[tonic::async_trait]
+impl plain_server::Plain for Service {
+    type ExchangeStream = Pin<Box<dyn Stream<Item = Result<Writes, Status>> + Send>>;
+
+    async fn exchange(&self, request: Request<Streaming<Writes>>) -> Result<Response<Self::ExchangeStream>, Status> {
+        let (answers, queue) = mpsc::channel(plain::QUEUE);
+        let gateway = Arc::clone(&self.0);
+        let mut writes = request.into_inner();
+        tokio::spawn(async move {
+            while let Some(Ok(message)) = writes.next().await {
+                tokio::task::block_in_place(|| gateway.take(message.writes, &answers));
+            }
+        });
+        Ok(Response::new(Box::pin(Outgoing::new(queue, true).map(Ok))))
+    }
+}
+
+/// Serves until the process ends; tells the address first.
+pub(crate) async fn serve(
+    settings: GatewaySettings,
+    far: SocketAddr,
+    disk: Disk,
+    tell: impl FnOnce(SocketAddr),
+) -> Result<()> {
+    let gateway = Arc::new(Gateway {
+        socket: UdpSocket::bind(("127.0.0.1", 0))?,
+        far,
+        settings,
+        disk,
+        state: Mutex::new(State {
+            encoder: Encoder::default(),
+            packet: Vec::new(),
+            opened: None,
+            waiting: Vec::new(),
+            next: Lsn(1).0,
+            unconfirmed: BTreeMap::new(),
+            bytes: 0,
+        }),
+        room: Condvar::new(),
+    });
+    for run in [Gateway::tick, Gateway::hear] {
+        let gateway = Arc::clone(&gateway);
+        std::thread::spawn(move || run(&gateway));
+    }
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
+    tell(listener.local_addr()?);
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let service = plain_server::PlainServer::new(Service(gateway)).max_decoding_message_size(plain::MESSAGE_BYTES_MAX);
+    Ok(server().add_service(service).serve_with_incoming(incoming).await?)
+}
