@@ -110,6 +110,14 @@ struct Held {
     samples: u64,
 }
 
+impl Held {
+    fn note(&mut self, bytes: u64) {
+        self.most = self.most.max(bytes);
+        self.sum += bytes;
+        self.samples += 1;
+    }
+}
+
 /// Runs the load, and tells what came of it.
 pub(crate) async fn run(args: LoadArgs) -> Result<()> {
     let mut orders = orders()?;
@@ -222,12 +230,7 @@ async fn attach(args: &LoadArgs) -> Result<Vec<TaggedClient>> {
 
 async fn watch_until(end: Instant, clients: &[TaggedClient], held: &Mutex<Held>) {
     while Instant::now() < end {
-        let bytes = clients.iter().map(|client| client.stats().cache_bytes).sum();
-        let mut held = held.lock();
-        held.most = held.most.max(bytes);
-        held.sum += bytes;
-        held.samples += 1;
-        drop(held);
+        held.lock().note(clients.iter().map(|client| client.stats().cache_bytes).sum());
         tokio::time::sleep_until((Instant::now() + SAMPLE).min(end).into()).await;
     }
 }
