@@ -104,8 +104,8 @@ impl Oracle {
         start: Lsn,
         report: &EpochStart,
         late: bool,
-        now: u64,
     ) {
+        let now = self.now;
         let Some(reign) = self.reigns.get_mut(&epoch) else {
             self.violate("I7", format!("node {at} opens {epoch}, which it never began"));
             return;

@@ -146,6 +146,9 @@ pub struct Plan {
     /// One that is certain, and when.
     pub disaster: Option<(u64, Fault)>,
     pub calm_until: u64,
+    /// Nodes are ticked on and on while something is due that waits for their flush. It is no use, but schedules that lean
+    /// towards a rule were found with it.
+    pub restless: bool,
     /// When faults end and healing begins.
     pub heal_at: u64,
     pub lan_us: (u64, u64),
@@ -269,6 +272,7 @@ impl Plan {
             fault_every: dice.pick(&[5_000, 15_000, 40_000, 100_000]),
             disaster: None,
             calm_until: 30_000,
+            restless: bias.is_some(),
             heal_at: dice.between(200_000, 700_000),
             lan_us: (50, dice.pick(&[100, 500, 3_000])),
             wan_us: (wan / 2, wan),

@@ -44,7 +44,7 @@ impl World {
             self.oracle.reign_goes_on(epoch, end);
             if let Some((start, report)) = self.oracle.unopened(epoch) {
                 let late = self.is_late(at);
-                self.oracle.on_opened(&self.clients, at, epoch, start, &report, late, self.now);
+                self.oracle.on_opened(&self.clients, at, epoch, start, &report, late);
             }
         }
         self.note(format!("node {at} starts with a log of {end}"));
@@ -96,7 +96,7 @@ impl World {
     fn after_node_step(&mut self, at: usize, ticked: bool) {
         // What is due still is work for the flush: a shell does it at once, and this one soon (seed 302982).
         let now = self.nodes[at].clock.at(self.now);
-        let waits = |due: &Time| ticked && self.nodes[at].flush_due && *due <= now;
+        let waits = |due: &Time| ticked && !self.plan.restless && self.nodes[at].flush_due && *due <= now;
         if let Some(due) = self.nodes[at].next_timeout().filter(|due| !waits(due)) {
             let due = self.now + self.nodes[at].clock.until(self.now, due);
             let life = self.nodes[at].life;
@@ -197,7 +197,7 @@ impl World {
         match event {
             NodeEvent::Opened { report, epoch, start } => {
                 let late = self.is_late(at);
-                self.oracle.on_opened(&self.clients, at, epoch, start, &report, late, self.now);
+                self.oracle.on_opened(&self.clients, at, epoch, start, &report, late);
             }
             NodeEvent::Decoded { entries, .. } => self.oracle.decoded += entries,
             NodeEvent::Stopped(_) => self.nodes[at].stopped = true,
