@@ -13,11 +13,13 @@
 //! Invariants: I1 (prefix) by density, I4 through [`Unstable::unconfirmed_in`].
 //! Not here: who may append ([`crate::primary`]), and where records are kept ([`crate::store`]).
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
 use std::fmt;
 use std::ops::Range;
 
 use bytes::Bytes;
+
+use crate::ordered::Ordered;
 
 /// Defines an identity newtype over an integer that prints in hex.
 macro_rules! hex_id {
@@ -411,13 +413,13 @@ pub struct Unstable {
     records: VecDeque<Record>,
     first: Lsn,
     bytes: u64,
-    unconfirmed: BTreeSet<Lsn>,
+    unconfirmed: Ordered<Lsn, ()>,
 }
 
 impl Unstable {
     /// Empty, with `next` the LSN that the first record pushed will have.
     pub fn new(next: Lsn) -> Self {
-        Self { records: VecDeque::new(), first: next, bytes: 0, unconfirmed: BTreeSet::new() }
+        Self { records: VecDeque::new(), first: next, bytes: 0, unconfirmed: Ordered::new() }
     }
 
     /// The LSN the next record must have.
@@ -452,7 +454,7 @@ impl Unstable {
     pub fn push(&mut self, record: Record) {
         assert_eq!(record.lsn(), self.next(), "I1: the log is dense");
         self.bytes += record.cost();
-        self.unconfirmed.insert(record.lsn());
+        self.unconfirmed.insert(record.lsn(), ());
         self.records.push_back(record);
     }
 
@@ -469,13 +471,13 @@ impl Unstable {
 
     /// Whether `lsn` is kept and nobody confirmed it yet.
     pub fn is_unconfirmed(&self, lsn: Lsn) -> bool {
-        self.unconfirmed.contains(&lsn)
+        self.unconfirmed.contains_key(&lsn)
     }
 
     /// The kept, unconfirmed LSNs in `(after, upto]`, in order.
     pub fn unconfirmed_in(&self, after: Lsn, upto: Lsn) -> impl Iterator<Item = Lsn> + '_ {
         let range = after.next()..upto.next().max(after.next());
-        self.unconfirmed.range(range).copied()
+        self.unconfirmed.range(range).map(|(lsn, ())| *lsn)
     }
 
     /// Forgets every record up to and including `upto`.
@@ -485,7 +487,7 @@ impl Unstable {
                 break;
             };
             self.bytes -= record.cost();
-            self.unconfirmed.remove(&self.first);
+            self.unconfirmed.pop_upto(&self.first);
             self.first = self.first.next();
         }
     }

@@ -23,6 +23,7 @@ use crate::error::{Code, Error, Result};
 use crate::log::{Body, ClientId, Epoch, Level, Lsn, Target, Time, Unstable};
 use crate::message::{FEATURES, NodeMessage, NodeStatus, Role, SessionStatus, Status, VERSION};
 use crate::node::{Admin, Conn, Input, NodeEvent, Output, RecoveryPolicy, elapsed};
+use crate::ordered::Ordered;
 use crate::session::{LogState, Standing};
 use crate::store::Marks;
 
@@ -244,7 +245,7 @@ pub struct Primary {
     writes: VecDeque<Queued>,
     asked: VecDeque<Asked>,
     executing: Option<Batch>,
-    replies: BTreeMap<Lsn, Waiting>,
+    replies: Ordered<Lsn, Waiting>,
     /// In the order of their LSNs.
     reads: VecDeque<Reading>,
     /// Replies that waited for the own disk, and for coverage, were released up to here.

@@ -16,6 +16,7 @@
 
 mod admin;
 mod failure;
+mod packed;
 mod replication;
 mod session;
 #[cfg(test)]

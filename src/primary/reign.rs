@@ -169,7 +169,7 @@ impl Primary {
             writes: VecDeque::new(),
             asked: VecDeque::new(),
             executing: None,
-            replies: BTreeMap::new(),
+            replies: crate::ordered::Ordered::new(),
             reads: VecDeque::new(),
             released: (Lsn(0), Lsn(0)),
             streams: BTreeMap::new(),

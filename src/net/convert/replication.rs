@@ -1,18 +1,11 @@
 //! The stream between a backup and its primary.
 
+use super::packed::{put_records, records};
 use super::words::{epoch, id, id_bytes, known};
 use super::{pb, required};
 use crate::error::{Error, Result};
-use crate::log::{ClusterId, GroupId, Lsn, NodeId, Record};
+use crate::log::{ClusterId, GroupId, Lsn, NodeId};
 use crate::message::{BackupMessage, PeerHello, PrimaryMessage};
-
-fn records_pb(records: Vec<Record>) -> Vec<pb::Record> {
-    records.into_iter().map(pb::Record::from).collect()
-}
-
-fn records(records: Vec<pb::Record>) -> Result<Vec<Record>> {
-    records.into_iter().map(Record::try_from).collect()
-}
 
 impl From<BackupMessage> for pb::BackupMessage {
     fn from(message: BackupMessage) -> Self {
@@ -23,7 +16,7 @@ impl From<BackupMessage> for pb::BackupMessage {
                 Message::Promised(pb::Promised { epoch: Some(epoch.into()), end: end.0, last: Some(last.into()) })
             }
             BackupMessage::Records { epoch, records } => {
-                Message::Records(pb::Records { epoch: Some(epoch.into()), records: records_pb(records) })
+                Message::Records(pb::Records { epoch: Some(epoch.into()), records: put_records(&records, epoch) })
             }
             BackupMessage::Ack { epoch, durable, echo, in_sync } => {
                 Message::Ack(pb::Ack { epoch: Some(epoch.into()), durable: durable.0, echo, in_sync })
@@ -46,7 +39,8 @@ impl TryFrom<pb::BackupMessage> for BackupMessage {
                 last: known(promised.last),
             },
             Message::Records(sent) => {
-                Self::Records { epoch: epoch("Records.epoch", sent.epoch)?, records: records(sent.records)? }
+                let epoch = epoch("Records.epoch", sent.epoch)?;
+                Self::Records { epoch, records: records("Records.records", &sent.records, epoch)? }
             }
             Message::Ack(ack) => Self::Ack {
                 epoch: epoch("Ack.epoch", ack.epoch)?,
@@ -116,7 +110,7 @@ impl From<PrimaryMessage> for pb::PrimaryMessage {
                 base: base.0,
                 stable: stable.0,
                 echo,
-                records: records_pb(records),
+                records: put_records(&records, epoch),
             }),
             PrimaryMessage::Grant { epoch } => Message::Grant(pb::Grant { epoch: Some(epoch.into()) }),
             PrimaryMessage::Refused(error) => Message::Refused(error.into()),
@@ -139,13 +133,16 @@ impl TryFrom<pb::PrimaryMessage> for PrimaryMessage {
             },
             Message::Promise(promise) => Self::Promise { epoch: epoch("Promise.epoch", promise.epoch)? },
             Message::Fetch(fetch) => Self::Fetch { epoch: epoch("Fetch.epoch", fetch.epoch)?, from: Lsn(fetch.from) },
-            Message::Append(append) => Self::Append {
-                epoch: epoch("Append.epoch", append.epoch)?,
-                base: Lsn(append.base),
-                stable: Lsn(append.stable),
-                echo: append.echo,
-                records: records(append.records)?,
-            },
+            Message::Append(append) => {
+                let epoch = epoch("Append.epoch", append.epoch)?;
+                Self::Append {
+                    epoch,
+                    base: Lsn(append.base),
+                    stable: Lsn(append.stable),
+                    echo: append.echo,
+                    records: records("Append.records", &append.records, epoch)?,
+                }
+            }
             Message::Grant(grant) => Self::Grant { epoch: epoch("Grant.epoch", grant.epoch)? },
             Message::Refused(error) => Self::Refused(error.into()),
         })
