@@ -548,14 +548,12 @@ impl Primary {
     /// What the node is doing, for operators.
     pub fn status(&self, now: Time) -> NodeStatus {
         let mut held: BTreeMap<ClientId, (u64, u64)> = BTreeMap::new();
-        let mut lsn = self.unstable.first();
-        while let Some(record) = self.unstable.get(lsn) {
+        for record in self.unstable.iter() {
             if let Some(origin) = record.entry.header.origin {
                 let (entries, bytes) = held.entry(origin.client).or_default();
                 *entries += 1;
                 *bytes += record.cost();
             }
-            lsn = lsn.next();
         }
         let cover = self.sharing.as_ref().map(|sharing| &sharing.cover);
         let (shares, share_bytes) = cover.map_or((0, 0), |cover| cover.held());

@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 
 use super::guarded;
 use crate::error::{Code, Error, Result};
-use crate::log::{Lsn, Record};
+use crate::log::{Lsn, Record, Records};
 use crate::node::Conn;
 use crate::store::{LogStore, Marks};
 
@@ -28,7 +28,7 @@ const GROUP_BYTES: u64 = 8 << 20;
 
 /// What the log is asked to do.
 pub(super) enum Job {
-    Append(Vec<Record>),
+    Append(Records),
     Truncate(Lsn),
     SaveMarks(Marks),
     Read { conn: Conn, from: Lsn, bytes_max: u64 },

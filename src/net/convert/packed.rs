@@ -355,16 +355,20 @@ pub(super) fn headers(field: &str, bytes: &[u8], epoch: Epoch) -> Result<Vec<Hea
 // ---- records ----
 
 /// Records of a message of this epoch.
-pub(super) fn put_records(records: &[Record], epoch: Epoch) -> Bytes {
-    if records.is_empty() {
+pub(super) fn put_records<'a>(records: impl Iterator<Item = &'a Record> + Clone, epoch: Epoch) -> Bytes {
+    let (mut count, mut payloads) = (0, 0);
+    for record in records.clone() {
+        count += 1;
+        payloads += record.entry.payload.len();
+    }
+    if count == 0 {
         return Bytes::new();
     }
-    let payloads: usize = records.iter().map(|record| record.entry.payload.len()).sum();
-    let mut out = Vec::with_capacity(payloads + records.len() * 32 + 32);
+    let mut out = Vec::with_capacity(payloads + count * 32 + 32);
     let mut put = Put(&mut out);
-    put.number(records.len() as u64);
+    put.number(count as u64);
     let mut before = Before::new(epoch);
-    for Record { entry: Entry { header, payload }, reply } in records {
+    for Record { entry: Entry { header, payload }, reply } in records.clone() {
         let as_said = usize::try_from(header.length) == Ok(payload.len());
         before.put(&mut put, header, if as_said { AS_SAID } else { 0 });
         if !as_said {
@@ -372,7 +376,7 @@ pub(super) fn put_records(records: &[Record], epoch: Epoch) -> Bytes {
         }
         put_digest(&mut put, *reply);
     }
-    records.iter().for_each(|record| put.0.extend_from_slice(&record.entry.payload));
+    records.for_each(|record| put.0.extend_from_slice(&record.entry.payload));
     out.into()
 }
 

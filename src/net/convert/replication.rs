@@ -4,7 +4,7 @@ use super::packed::{put_records, records};
 use super::words::{epoch, id, id_bytes, known};
 use super::{pb, required};
 use crate::error::{Error, Result};
-use crate::log::{ClusterId, GroupId, Lsn, NodeId};
+use crate::log::{ClusterId, Epoch, GroupId, Lsn, NodeId, Records};
 use crate::message::{BackupMessage, PeerHello, PrimaryMessage};
 
 impl From<BackupMessage> for pb::BackupMessage {
@@ -16,7 +16,7 @@ impl From<BackupMessage> for pb::BackupMessage {
                 Message::Promised(pb::Promised { epoch: Some(epoch.into()), end: end.0, last: Some(last.into()) })
             }
             BackupMessage::Records { epoch, records } => {
-                Message::Records(pb::Records { epoch: Some(epoch.into()), records: put_records(&records, epoch) })
+                Message::Records(pb::Records { epoch: Some(epoch.into()), records: put_records(records.iter(), epoch) })
             }
             BackupMessage::Ack { epoch, durable, echo, in_sync } => {
                 Message::Ack(pb::Ack { epoch: Some(epoch.into()), durable: durable.0, echo, in_sync })
@@ -90,6 +90,32 @@ impl TryFrom<pb::PeerHello> for PeerHello {
     }
 }
 
+fn append(epoch: Epoch, base: Lsn, stable: Lsn, echo: u64, runs: &[Records]) -> pb::Append {
+    let records = put_records(runs.iter().flat_map(|run| run.iter()), epoch);
+    pb::Append { epoch: Some(epoch.into()), base: base.0, stable: stable.0, echo, records }
+}
+
+/// Messages to a backup; appends that follow each other become one, which costs the backup one append.
+pub(in crate::net) fn joined(messages: Vec<PrimaryMessage>) -> pb::PrimaryMessages {
+    let mut joined = Vec::with_capacity(messages.len());
+    let mut messages = messages.into_iter().peekable();
+    while let Some(message) = messages.next() {
+        let PrimaryMessage::Append { epoch, base, mut stable, mut echo, records } = message else {
+            joined.push(message.into());
+            continue;
+        };
+        let mut runs = vec![records];
+        let same = |next: &PrimaryMessage| matches!(next, PrimaryMessage::Append { epoch: of, .. } if *of == epoch);
+        while let Some(PrimaryMessage::Append { stable: upto, echo: highest, records, .. }) = messages.next_if(same) {
+            (stable, echo) = (stable.max(upto), echo.max(highest));
+            runs.push(records);
+        }
+        let append = append(epoch, base, stable, echo, &runs);
+        joined.push(pb::PrimaryMessage { message: Some(pb::primary_message::Message::Append(append)) });
+    }
+    pb::PrimaryMessages { messages: joined }
+}
+
 impl From<PrimaryMessage> for pb::PrimaryMessage {
     fn from(message: PrimaryMessage) -> Self {
         use pb::primary_message::Message;
@@ -105,13 +131,9 @@ impl From<PrimaryMessage> for pb::PrimaryMessage {
             PrimaryMessage::Fetch { epoch, from } => {
                 Message::Fetch(pb::Fetch { epoch: Some(epoch.into()), from: from.0 })
             }
-            PrimaryMessage::Append { epoch, base, stable, echo, records } => Message::Append(pb::Append {
-                epoch: Some(epoch.into()),
-                base: base.0,
-                stable: stable.0,
-                echo,
-                records: put_records(&records, epoch),
-            }),
+            PrimaryMessage::Append { epoch, base, stable, echo, records } => {
+                Message::Append(append(epoch, base, stable, echo, &[records]))
+            }
             PrimaryMessage::Grant { epoch } => Message::Grant(pb::Grant { epoch: Some(epoch.into()) }),
             PrimaryMessage::Refused(error) => Message::Refused(error.into()),
         };
@@ -140,7 +162,7 @@ impl TryFrom<pb::PrimaryMessage> for PrimaryMessage {
                     base: Lsn(append.base),
                     stable: Lsn(append.stable),
                     echo: append.echo,
-                    records: records("Append.records", &append.records, epoch)?,
+                    records: records("Append.records", &append.records, epoch)?.into(),
                 }
             }
             Message::Grant(grant) => Self::Grant { epoch: epoch("Grant.epoch", grant.epoch)? },
