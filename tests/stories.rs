@@ -706,7 +706,8 @@ fn a_mark_of_being_in_sync_ends_with_another_nodes_reign() {
     let welcome =
         PrimaryMessage::Welcome { version: VERSION, cluster, group, node: NodeId(3), endpoint: String::new() };
     backup.step(Time(1), Input::FromPrimary(link, welcome), &mut out);
-    let append = PrimaryMessage::Append { epoch: new, base: Lsn(1), stable: Lsn(9), echo: 0, records: Vec::new() };
+    let append =
+        PrimaryMessage::Append { epoch: new, base: Lsn(1), stable: Lsn(9), echo: 0, records: Vec::new().into() };
     backup.step(Time(1), Input::FromPrimary(link, append), &mut out);
     backup.step(Time(1), Input::MarksSaved(1), &mut out);
     out.clear();
@@ -1080,7 +1081,7 @@ fn a_grant_is_answered_though_an_older_one_was_marked() {
     };
     step(Input::FromPrimary(link, welcome));
     let (base, stable) = (Lsn(0), Lsn(0));
-    let first = PrimaryMessage::Append { epoch, base, stable, echo: 1, records: Vec::new() };
+    let first = PrimaryMessage::Append { epoch, base, stable, echo: 1, records: Vec::new().into() };
     step(Input::FromPrimary(link, first));
     assert_eq!(step(Input::FromPrimary(link, PrimaryMessage::Grant { epoch })), [true]);
     assert_eq!(step(Input::FromPrimary(link, PrimaryMessage::Grant { epoch })), [true], "as often as it is given");

@@ -53,9 +53,24 @@ impl From<Vec<Record>> for Records {
     }
 }
 
+/// Without a copy where nobody else has them.
 impl From<Records> for Vec<Record> {
-    fn from(records: Records) -> Self {
-        records.to_vec()
+    fn from(Records { shared, range }: Records) -> Self {
+        let copy = |shared: Arc<Self>| shared[range.clone()].to_vec();
+        Arc::try_unwrap(shared).map_or_else(copy, |mut records| {
+            records.truncate(range.end);
+            records.drain(..range.start);
+            records
+        })
+    }
+}
+
+impl IntoIterator for Records {
+    type Item = Record;
+    type IntoIter = std::vec::IntoIter<Record>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        Vec::from(self).into_iter()
     }
 }
 
@@ -119,6 +134,12 @@ impl Commands {
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+}
+
+impl From<Commands> for Vec<Entry> {
+    fn from(commands: Commands) -> Self {
+        commands.iter().cloned().collect()
     }
 }
 

@@ -160,7 +160,7 @@ impl Node {
         Lsn(self.log.len() as u64)
     }
 
-    pub fn execute(&mut self, commands: &[&Entry]) -> Vec<Bytes> {
+    pub fn execute(&mut self, commands: &[Entry]) -> Vec<Bytes> {
         let reply = |entry: &Entry| {
             self.list.extend_from_slice(&entry.payload);
             Bytes::copy_from_slice(&self.list)

@@ -15,7 +15,7 @@
 //! its 16 bytes. A header of a kind, an epoch or an origin that few have is written whole, in the form of
 //! [`codec`](crate::codec).
 //!
-//! Whatever is read is bounded by what was sent: an item takes three bytes at least.
+//! Whatever is read is bounded by what was sent: an item takes two bytes at least.
 
 use bytes::Bytes;
 
@@ -28,7 +28,7 @@ use crate::message::{Outcome, Response, Write};
 /// Clients among which a header's is looked for.
 const CLIENTS: usize = 16;
 /// The least bytes an item takes.
-const ITEM_BYTES: usize = 3;
+const ITEM_BYTES: usize = 2;
 
 // ---- words ----
 
@@ -441,7 +441,8 @@ pub(super) fn put_responses(responses: &[Response], epoch: Epoch) -> Bytes {
             Some(Outcome::Superseded) => SUPERSEDED,
         };
         let now = response.request.0;
-        let next = now == request.wrapping_add(1);
+        // One that has no tag says its number, so that none is shorter than two bytes.
+        let next = now == request.wrapping_add(1) && response.tag.is_some();
         put.byte(outcome | is(response.tag.is_some(), TAG) | is(next, NEXT));
         if !next {
             put.number(zigzag(now, request));
@@ -494,7 +495,7 @@ pub(super) fn responses(field: &str, bytes: &Bytes, epoch: Epoch, stable: Lsn) -
     let (mut items, replies) = read(field, bytes, |take| {
         let flags = take.byte()?;
         request = if flags & NEXT == 0 { unzigzag(take.number()?, request) } else { request.wrapping_add(1) };
-        if flags >= 1 << 4 || flags & OUTCOME > SUPERSEDED {
+        if flags >= 1 << 4 || flags & OUTCOME > SUPERSEDED || flags & (TAG | NEXT) == NEXT {
             return Err(unknown("response", flags));
         }
         if flags & (OUTCOME | TAG) == NONE {

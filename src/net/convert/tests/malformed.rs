@@ -79,7 +79,7 @@ fn refused_records(records: &'static [u8], why: &str) {
 fn a_list_that_is_not_as_it_says() {
     // More items than there are bytes, whatever that would take.
     refused_writes(&[0xff, 0xff, 0xff, 0xff, 0x0f, 9, 0, 0], "ClientFrame.writes: it has more items");
-    refused_responses(&[2, 9, 0], "NodeFrame.responses: it has more items");
+    refused_responses(&[2, 1, 0], "NodeFrame.responses: it has more items");
     // It ends in an item, or in a number.
     refused_writes(&[1, 0x19, 3, 1, 0, 0], "ClientFrame.writes: it ends too early");
     refused_writes(&[1, 0xff, 0xff], "ClientFrame.writes: a write has a form this build does not know: 255");
@@ -88,7 +88,7 @@ fn a_list_that_is_not_as_it_says() {
     refused_writes(&[1, 0x19, 1, 0, 7, 7], "ClientFrame.writes: its payloads have 2 bytes where 1 are told");
     let absurd = &[2, 0x19, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1, 0, 0x39, 0];
     refused_writes(absurd, "ClientFrame.writes: its payloads have 0 bytes where 18446744073709551615 are told");
-    refused_responses(&[1, 9, 5, 7], "NodeFrame.responses: its payloads have 1 bytes where 5 are told");
+    refused_responses(&[1, 1, 2, 5, 7], "NodeFrame.responses: its payloads have 1 bytes where 5 are told");
     refused_responses(&[1, 0x0b, 0, 0], "NodeFrame.responses: a response has a form");
     refused_manifest(&[2, 1, 0], Code::Protocol, "NodeFrame.manifest: it has more items");
     refused_manifest(&[1, 3, 0, 0], Code::Protocol, "NodeFrame.manifest: a header has a form");
@@ -123,7 +123,7 @@ fn a_message_of_no_known_kind() {
 
 #[test]
 fn a_response_that_says_nothing() {
-    refused_responses(&[1, 8, 0], "NodeFrame.responses: request 1 has neither");
+    refused_responses(&[1, 0, 2], "NodeFrame.responses: request 1 has neither");
 }
 
 #[test]
