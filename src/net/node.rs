@@ -537,7 +537,13 @@ impl Sequencer {
                     }
                 }
                 Output::Close(conn) => self.close(conn),
-                Output::Append(records) => self.storage.ask(Job::Append(records)),
+                Output::Append(records) => {
+                    let waits = match &self.core {
+                        Core::Primary(core) => core.waits_for_disk(),
+                        Core::Backup(_) | Core::Turning => true,
+                    };
+                    self.storage.ask(if waits { Job::Append(records) } else { Job::AppendLater(records) });
+                }
                 Output::Truncate(last) => self.storage.ask(Job::Truncate(last)),
                 Output::SaveMarks(marks) => {
                     self.saves += 1;

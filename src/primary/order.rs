@@ -306,6 +306,14 @@ impl Primary {
         logged && self.water.meets(level, lsn)
     }
 
+    /// Whether anything waits for what is appended to be on the own disk. Where the backup alone moves the checkpoint and
+    /// nothing waits for the disk besides, that only shortens the way back after a restart.
+    pub fn waits_for_disk(&self) -> bool {
+        let open = matches!(self.phase, Phase::Open) && self.counts_backup;
+        let much = self.unlogged_bytes > self.settings.delta_bytes_max / 2;
+        !open || self.settings.reply_after_log || self.logs_first() || much
+    }
+
     /// Whether this reign lets nothing of an entry out before it is on the own disk.
     pub(super) fn logs_first(&self) -> bool {
         self.state.start().log_before_send && rule::on(Rule::LogBeforeSend)
