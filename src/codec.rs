@@ -651,5 +651,5 @@ fn unknown(what: &str, kind: u8) -> Error {
 }
 
 fn corrupt(why: &str) -> Error {
-    Error::new(Code::Corrupt, format!("stored data makes no sense: {why}"))
+    Error::new(Code::Corrupt, format!("malformed bytes: {why}"))
 }

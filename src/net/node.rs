@@ -1,10 +1,11 @@
-//! The sequencer thread: owns the core of a node and its state machine, and carries out what the core asks for.
+//! The sequencer: owns the core of a node and its state machine, and carries out what the core asks for.
 //!
 //! The half of the shell that stream tasks see is [`Mailbox`]; what handles see of it besides is [`View`].
 
 use std::collections::{HashMap, VecDeque};
 use std::future::Future;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -235,26 +236,24 @@ impl Node {
         let (ready, started) = oneshot::channel();
         let weak = events.downgrade();
         let stop = closed.clone();
+        let own_thread = net.sequencer_thread;
         std::thread::Builder::new().name("tagalong-sequencer".to_owned()).spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
-            match runtime
-                .map_err(Error::from)
-                .and_then(|runtime| Ok((runtime, Sequencer::begin(start, log, state, events, view, result_bytes_max)?)))
-            {
-                Ok((runtime, mut sequencer)) => {
-                    // Nobody may be waiting any more; the node then sees it at once.
-                    let _ = ready.send(Ok(()));
-                    let ran = guarded("the sequencer", || runtime.block_on(sequencer.run(inbox, stop)));
-                    if let Err(error) = ran {
-                        sequencer.halt(error);
-                    }
-                    sequencer.end();
+            let begun = Sequencer::begin(start, log, state, events, view, result_bytes_max);
+            let runtime = || tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(Error::from);
+            // Nobody may be waiting any more; the node then ends at once.
+            match begun.and_then(|sequencer| Ok((sequencer, own_thread.then(runtime).transpose()?))) {
+                Ok((sequencer, Some(runtime))) => {
+                    let _ = ready.send(Ok(None));
+                    runtime.block_on(sequencer.live(inbox, stop));
                 }
+                Ok((sequencer, None)) => drop(ready.send(Ok(Some((sequencer, inbox, stop))))),
                 Err(error) => drop(ready.send(Err(error))),
             }
         })?;
         let died = || Error::new(Code::Storage, "the node's thread ended while it read its log");
-        started.await.unwrap_or_else(|_| Err(died()))?;
+        if let Some((sequencer, inbox, stop)) = started.await.unwrap_or_else(|_| Err(died()))? {
+            tokio::spawn(sequencer.live(inbox, stop));
+        }
         let mailbox =
             Mailbox { mail, last_conn: Arc::default(), view: watching, closing: closed, queue_max, share_key };
         Ok(Self { mailbox, events: weak, closing })
@@ -339,6 +338,21 @@ impl Sequencer {
         Ok(sequencer)
     }
 
+    /// Runs to the end. What it calls may be the application's code, and panic.
+    async fn live(mut self, inbox: mpsc::Receiver<Mail>, closing: watch::Receiver<bool>) {
+        let ran = {
+            let mut run = std::pin::pin!(self.run(inbox, closing));
+            let poll = |cx: &mut Context<'_>| match guarded("the sequencer", || run.as_mut().poll(cx)) {
+                Ok(polled) => polled.map(Ok),
+                Err(error) => Poll::Ready(Err(error)),
+            };
+            std::future::poll_fn(poll).await
+        };
+        if let Err(error) = ran {
+            self.halt(error);
+        }
+    }
+
     async fn run(&mut self, mut inbox: mpsc::Receiver<Mail>, mut closing: watch::Receiver<bool>) {
         let mut batch = Vec::with_capacity(BATCH_MAX);
         loop {
@@ -373,15 +387,6 @@ impl Sequencer {
                 return;
             }
         }
-    }
-
-    /// Ends: what was sent on the streams still leaves, and what was appended is synced.
-    fn end(&mut self) {
-        self.clients.clear();
-        self.backups.clear();
-        self.link = None;
-        self.storage.finish();
-        self.view.send_modify(|view| view.ended = true);
     }
 
     fn take_done(&mut self) {
@@ -690,6 +695,17 @@ impl Sequencer {
         if self.link.as_ref().is_some_and(|(link, _)| *link == conn) {
             self.link = None;
         }
+    }
+}
+
+impl Drop for Sequencer {
+    /// What was sent on the streams still leaves, and what was appended is synced.
+    fn drop(&mut self) {
+        self.clients.clear();
+        self.backups.clear();
+        self.link = None;
+        self.storage.finish();
+        self.view.send_modify(|view| view.ended = true);
     }
 }
 

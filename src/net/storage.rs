@@ -40,7 +40,11 @@ pub(super) enum Job {
     AppendLater(Records),
     Truncate(Lsn),
     SaveMarks(Marks),
-    Read { conn: Conn, from: Lsn, bytes_max: u64 },
+    Read {
+        conn: Conn,
+        from: Lsn,
+        bytes_max: u64,
+    },
 }
 
 /// Jobs that wait for the thread.

@@ -81,7 +81,7 @@ fn a_list_that_is_not_as_it_says() {
     refused_writes(&[0xff, 0xff, 0xff, 0xff, 0x0f, 9, 0, 0], "ClientFrame.writes: it has more items");
     refused_responses(&[2, 1, 0], "NodeFrame.responses: it has more items");
     // It ends in an item, or in a number.
-    refused_writes(&[1, 0x19, 3, 1, 0, 0], "ClientFrame.writes: it ends too early");
+    refused_writes(&[1, 0x19, 3, 1, 0, 0], "ClientFrame.writes: malformed bytes: it ends too early");
     refused_writes(&[1, 0xff, 0xff], "ClientFrame.writes: a write has a form this build does not know: 255");
     // Payloads are missing, or too many; so many that they cannot be added up.
     refused_writes(&[1, 0x19, 3, 0, 7, 7], "ClientFrame.writes: its payloads have 2 bytes where 3 are told");
@@ -94,7 +94,7 @@ fn a_list_that_is_not_as_it_says() {
     refused_manifest(&[1, 3, 0, 0], Code::Protocol, "NodeFrame.manifest: a header has a form");
     refused_manifest(&[1, 0x3d, 1, 0, 0, 0], Code::Protocol, "NodeFrame.manifest: it names a client");
     refused_records(&[1, 0x3d, 1, 0, 0, 0], "it names a client that it did not name before");
-    refused_records(&[1, 0x3d, 0, 7, 7, 7], "it ends too early");
+    refused_records(&[1, 0x3d, 0, 7, 7, 7], "malformed bytes: it ends too early");
     let record = &[1, 0x3d, 0, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 2, 9, 0, 3];
     refused_records(record, "a digest has a form this build does not know: 3");
 }
