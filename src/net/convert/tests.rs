@@ -357,9 +357,9 @@ fn the_encoding_is_the_one_of_version_1() {
     let header = record.entry.header.clone();
     let append =
         PrimaryMessage::Append { epoch, base: Lsn(1), stable: Lsn(2), echo: 3, records: vec![record.clone()].into() };
-    assert_eq!(hex(&pb::PrimaryMessages::from(vec![append])), "");
+    let append = hex(&pb::PrimaryMessages::from(vec![append]));
     let held = ReportItem::Held { header: header.clone(), reply: Some(record.reply) };
-    assert_eq!(hex(&pb::ReportItem::from(held)), "");
+    let held = hex(&pb::ReportItem::from(held));
 
     let write = Write {
         request: Request(6),
@@ -370,14 +370,15 @@ fn the_encoding_is_the_one_of_version_1() {
         payload: Bytes::from_static(b"payload"),
     };
     let frame = ClientFrame { epoch, confirm: 8, writes: vec![write], queries: vec![], close: true };
-    assert_eq!(hex(&pb::ClientMessages::from(vec![ClientMessage::Frame(frame)])), "");
+    let writes = hex(&pb::ClientMessages::from(vec![ClientMessage::Frame(frame)]));
 
     let outcome = Some(Outcome::Reply(Bytes::from_static(b"reply")));
     let response = Response { request: Request(6), tag: Some(strategies::plain_tag(epoch, Lsn(4))), outcome };
     let frame =
         NodeFrame { epoch, seq: 8, stable: Lsn(4), settled: Lsn(4), responses: vec![response], ..Default::default() };
     let frame = NodeFrame { manifest: vec![header], closed: true, ..frame };
-    assert_eq!(hex(&pb::NodeMessages::from(vec![NodeMessage::Frame(frame)])), "");
+    let frame = hex(&pb::NodeMessages::from(vec![NodeMessage::Frame(frame)]));
+    assert_eq!([append, held, writes, frame], ["", "", "", ""]);
 }
 
 #[test]
