@@ -164,10 +164,14 @@ pub(super) struct Storage {
 
 impl Storage {
     pub(super) fn spawn(log: Box<dyn LogStore>) -> Result<Self> {
+        Self::with_patience(log, PATIENCE)
+    }
+
+    fn with_patience(log: Box<dyn LogStore>, patience: Duration) -> Result<Self> {
         let (jobs, shared) = (Arc::new(Jobs::default()), Arc::new(Shared::default()));
         let (queue, theirs) = (Arc::clone(&jobs), Arc::clone(&shared));
         let thread = std::thread::Builder::new().name("tagalong-storage".to_owned()).spawn(move || {
-            let ran = guarded("the log", || run(log, &queue, &theirs));
+            let ran = guarded("the log", || run(log, &queue, &theirs, patience));
             {
                 let mut queue = queue.queue.lock();
                 queue.ended = true;
@@ -213,7 +217,7 @@ impl Drop for Storage {
     }
 }
 
-fn run(mut log: Box<dyn LogStore>, jobs: &Jobs, shared: &Shared) -> Result<()> {
+fn run(mut log: Box<dyn LogStore>, jobs: &Jobs, shared: &Shared, patience: Duration) -> Result<()> {
     let (mut saved, mut dirty) = (0, false);
     let mut due = None;
     while let Some(mut now) = jobs.wait(due) {
@@ -250,7 +254,7 @@ fn run(mut log: Box<dyn LogStore>, jobs: &Jobs, shared: &Shared) -> Result<()> {
         if now || bytes >= GROUP_BYTES {
             sync(&mut *log, &mut dirty, shared)?;
         }
-        due = if dirty { due.or_else(|| Some(Instant::now() + PATIENCE)) } else { None };
+        due = if dirty { due.or_else(|| Some(Instant::now() + patience)) } else { None };
     }
     Ok(())
 }

@@ -378,7 +378,16 @@ fn the_encoding_is_the_one_of_version_1() {
         NodeFrame { epoch, seq: 8, stable: Lsn(4), settled: Lsn(4), responses: vec![response], ..Default::default() };
     let frame = NodeFrame { manifest: vec![header], closed: true, ..frame };
     let frame = hex(&pb::NodeMessages::from(vec![NodeMessage::Frame(frame)]));
-    assert_eq!([append, held, writes, frame], ["", "", "", ""]);
+    let records = "01310800050000000000000000000000000000000c0e0701156a2c4201e0c6a8fd7061796c6f6164";
+    assert_eq!(append, format!("0a41223f0a0d080110021903000000000000001001180220032a28{records}"));
+    let of_header =
+        "0a0d0801100219030000000000000010041a140a100000000000000000000000000000000510062007280530073a0b080111156a2c42";
+    assert_eq!(held, format!("0a4c0a3d{of_header}00000000820100120b080111e0c6a8fd00000000"));
+    let packed = "01070c0a0701156a2c427061796c6f6164";
+    assert_eq!(writes, format!("0a281a260a0d0801100219030000000000000010081a11{packed}2801"));
+    let manifest = "01110800050000000000000000000000000000000c0e0701156a2c42";
+    let responses = "01050c59120e057265706c79";
+    assert_eq!(frame, format!("0a4332410a0d0801100219030000000000000010081804221c{manifest}2a0c{responses}3801"));
 }
 
 #[test]
