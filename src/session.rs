@@ -18,7 +18,7 @@ use bytes::Bytes;
 
 use crate::error::{Code, Error, Result};
 use crate::log::{
-    Body, ClientId, Epoch, EpochStart, Header, Level, Lsn, Record, Reign, Request, SessionInfo, Target, Time,
+    Body, ClientId, Digest, Epoch, EpochStart, Header, Level, Lsn, Record, Reign, Request, SessionInfo, Target, Time,
 };
 
 /// Where a session stands.
@@ -160,8 +160,15 @@ impl LogState {
     /// [`Code::Corrupt`] if the record cannot follow what was applied before; [`Code::Diverged`] if the reply is
     /// not the one that was recorded. Nothing is changed then.
     pub fn apply(&mut self, record: &Record, reply: Option<Bytes>) -> Result<()> {
-        let header = &record.entry.header;
-        if record.reply.algorithm != 0 && !reply.as_ref().is_some_and(|reply| record.reply.verifies(reply)) {
+        self.apply_answered(&record.entry.header, record.reply, reply)
+    }
+
+    /// As [`apply`](LogState::apply), of a record in its parts: `recorded` is the checksum of the reply that was given first.
+    ///
+    /// # Errors
+    /// As [`apply`](LogState::apply).
+    pub fn apply_answered(&mut self, header: &Header, recorded: Digest, reply: Option<Bytes>) -> Result<()> {
+        if recorded.algorithm != 0 && !reply.as_ref().is_some_and(|reply| recorded.verifies(reply)) {
             return Err(Error::new(
                 Code::Diverged,
                 format!(
@@ -190,7 +197,9 @@ impl LogState {
                 }
                 session.next = origin.request.next();
                 session.last = lsn;
-                session.replies = session.replies.split_off(&header.answered.next());
+                while session.replies.first_key_value().is_some_and(|(request, _)| *request <= header.answered) {
+                    session.replies.pop_first();
+                }
                 session.replies.insert(origin.request, Reply { lsn, reply: reply.unwrap_or_default() });
             }
             (Body::Open(info), Some(origin)) => {
