@@ -685,3 +685,36 @@ fn unknown(what: &str, kind: u8) -> Error {
 fn corrupt(why: &str) -> Error {
     Error::new(Code::Corrupt, format!("stored data makes no sense: {why}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// There are two ways to read a number, by how much is left behind it.
+    #[test]
+    fn a_number_has_one_form_whatever_follows() {
+        let near = |shift: u32| [(1 << shift) - 1, 1 << shift, (1 << shift) + 1];
+        for number in (0..64).flat_map(near).chain([u64::MAX, 0x0123_4567_89ab_cdef]) {
+            let mut form = Vec::new();
+            Put(&mut form).number(number);
+            for length in 0..form.len() {
+                assert!(Take(&form[..length]).number().is_err(), "{number:x}: {length} bytes of it");
+            }
+            for (filler, count) in [(0x00, 0), (0x00, 9), (0xff, 1), (0xff, 7), (0xff, 9)] {
+                let bytes = [&form[..], &vec![filler; count]].concat();
+                let mut take = Take(&bytes);
+                assert_eq!(take.number(), Ok(number), "before {count} of {filler}");
+                assert_eq!(take.rest().len(), count, "{number:x}");
+                // Another form of it: with zeros in front, as far as there is room.
+                let mut longer = form.clone();
+                *longer.last_mut().expect("a number has a byte") |= 0x80;
+                longer.push(0);
+                longer.extend(vec![filler; count]);
+                assert!(Take(&longer).number().is_err(), "{number:x} with a leading zero");
+            }
+        }
+        for bytes in [vec![0xff; 10], [vec![0xff; 9], vec![2]].concat(), [vec![0x80; 10], vec![1]].concat()] {
+            assert!(Take(&bytes).number().is_err(), "{bytes:x?}");
+        }
+    }
+}

@@ -15,11 +15,13 @@ use serde_json::json;
 
 mod datagrams;
 mod disk;
+mod growth;
 mod latency;
 mod limit;
 mod load;
 mod lost;
 mod node;
+mod pair;
 mod plain;
 #[path = "../../examples/disaster/process.rs"]
 #[allow(dead_code)]
@@ -54,6 +56,8 @@ enum What {
     Limit(limit::LimitArgs),
     /// What a disaster costs.
     Lost(lost::LostArgs),
+    /// What it costs as it grows.
+    Growth(growth::GrowthArgs),
     /// How long a takeover takes.
     Recovery(recovery::RecoveryArgs),
     /// How long a node takes to start on a long log.
@@ -112,6 +116,7 @@ fn main() -> ExitCode {
                 What::Node(args) => node::run(args).await,
                 What::Load(args) => load::run(args).await,
                 What::Echo => echo().await,
+                What::Growth(args) => growth::run(args).await,
                 What::Recovery(args) => recovery::run(args).await,
                 What::Holders(args) => recovery::run_holders(args).await,
                 What::Senders(args) => recovery::run_senders(args).await,

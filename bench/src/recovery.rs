@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
+use serde_json::json;
 use tagalong::client::ClientSettings;
 use tagalong::net::AdminClient;
 use tagalong::node::RecoveryPolicy;
@@ -23,17 +23,14 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Endpoint;
 
 use crate::node::Mode;
+use crate::pair::{DELTA_BYTES, PATIENCE, Pair, listening, usage};
 use crate::process::{Process, orders, tell};
-use crate::relay::Relay;
 use crate::table::{self, Spread};
 use crate::tally::payload;
+use crate::usage::Usage;
 use crate::wire::{PlainClient, Write, Writes};
 use crate::{Result, plain};
 
-/// Nobody needs longer for anything here.
-const PATIENCE: Duration = Duration::from_secs(300);
-/// What clients hold is never what limits it.
-const CACHE_BYTES: u64 = 8 << 30;
 /// One message of the bare transfer, and one write of the bare file: about what a client hands over at once.
 const PIECE: usize = 256 << 10;
 /// Writes of a client under way while it fills its cache.
@@ -191,37 +188,11 @@ async fn disaster(
     payload: usize,
     writes: u64,
 ) -> Result<Done> {
-    let node = |name: &str| -> Result<Vec<String>> {
-        let path = folder.join(name);
-        let path = path.to_str().ok_or("the temporary folder's path is not UTF-8")?;
-        Ok(["node", "--folder", path, "--mode", mode.name(), "--delta-bytes-max", "8589934592"]
-            .map(str::to_owned)
-            .to_vec())
-    };
-    let mut primary = Process::spawn("primary", folder, &node("primary-log")?)?;
-    let near = listening(&mut primary).await?;
-    primary.expect("serving", PATIENCE).await?;
-    let relay = Relay::start(Duration::from_millis(args.rtt_ms))?;
-    relay.lead_to(near);
-    let mut arguments = node("backup-log")?;
-    arguments.extend(["--follow".to_owned(), relay.endpoint()]);
-    let mut backup = Process::spawn("backup", folder, &arguments)?;
-    let far = listening(&mut backup).await?;
-    backup.expect("in-sync", PATIENCE).await?;
-
+    let Pair { mut primary, mut backup, relay, near, far } =
+        Pair::start(folder, mode, Duration::from_millis(args.rtt_ms)).await?;
     // In a covered service one client has a process of its own, which dies with the primary.
     let dying = u64::from(mode == Mode::Covered);
-    let holders = |first: u64, clients: u64| -> Result<Process> {
-        let mut arguments = vec!["holders".to_owned()];
-        let options = [("first", first), ("clients", clients), ("writes", writes), ("payload", payload as u64)];
-        for (name, value) in options {
-            arguments.extend([format!("--{name}"), value.to_string()]);
-        }
-        for address in [near, far] {
-            arguments.extend(["--endpoint".into(), format!("http://{address}")]);
-        }
-        Process::spawn(&format!("holders-{first}"), folder, &arguments)
-    };
+    let holders = |first, clients| spawn_holders(folder, &[near, far], first, clients, writes, payload);
     let mut living = holders(dying, clients - dying)?;
     let mut doomed = if dying > 0 { Some(holders(0, dying)?) } else { None };
     living.expect("attached", PATIENCE).await?;
@@ -246,7 +217,7 @@ async fn disaster(
         doomed.kill().await?;
     }
     living.order("write").await?;
-    let before = cpu_us(&mut backup).await?;
+    let before = usage(&mut backup).await?.cpu_us;
     let admin = AdminClient::connect(&format!("http://{far}")).await?;
     let began = Instant::now();
     admin.promote(false, RecoveryPolicy::default()).await?;
@@ -255,7 +226,7 @@ async fn disaster(
     living.expect("written", PATIENCE).await?;
     let write = began.elapsed();
     #[expect(clippy::cast_precision_loss, reason = "figures for people")]
-    let cpu_s = (cpu_us(&mut backup).await? - before) as f64 / 1e6;
+    let cpu_s = (usage(&mut backup).await?.cpu_us - before) as f64 / 1e6;
     // Every write that was acknowledged is there.
     living.order("count").await?;
     let counted = living.expect("counted", PATIENCE).await?;
@@ -271,14 +242,23 @@ async fn disaster(
     Ok(Done { open, write, decoded, cpu_s })
 }
 
-async fn listening(process: &mut Process) -> Result<SocketAddr> {
-    let event = process.expect("listening", PATIENCE).await?;
-    Ok(event["address"].as_str().unwrap_or_default().parse()?)
-}
-
-async fn cpu_us(process: &mut Process) -> Result<u64> {
-    process.order("usage").await?;
-    Ok(process.expect("usage", PATIENCE).await?["cpu_us"].as_u64().unwrap_or(0))
+/// A process of some clients that fill their caches when they are told to.
+pub(crate) fn spawn_holders(
+    folder: &Path,
+    endpoints: &[SocketAddr],
+    first: u64,
+    clients: u64,
+    writes: u64,
+    payload: usize,
+) -> Result<Process> {
+    let mut arguments = vec!["holders".to_owned()];
+    for (name, value) in [("first", first), ("clients", clients), ("writes", writes), ("payload", payload as u64)] {
+        arguments.extend([format!("--{name}"), value.to_string()]);
+    }
+    for address in endpoints {
+        arguments.extend(["--endpoint".into(), format!("http://{address}")]);
+    }
+    Process::spawn(&format!("holders-{first}"), folder, &arguments)
 }
 
 /// As many bytes appended to a file and synced.
@@ -369,8 +349,9 @@ async fn wait_for(orders: &mut mpsc::Receiver<String>, what: &str) {
 /// The process of some clients: fills their caches, and then does as it is told.
 pub(crate) async fn run_holders(args: HoldersArgs) -> Result<()> {
     let mut orders = orders()?;
+    tell(&json!({ "event": "started", "memory": Usage::of_this_process()?.memory }));
     let mut clients = Vec::new();
-    let settings = ClientSettings { cache_bytes_max: CACHE_BYTES, ..ClientSettings::default() };
+    let settings = ClientSettings { cache_bytes_max: DELTA_BYTES, ..ClientSettings::default() };
     for number in args.first..args.first + args.clients {
         let builder = TaggedClient::builder(format!("rack-{number}")).endpoints(args.endpoint.clone());
         clients.push((number, builder.settings(settings.clone()).start().await?));
@@ -380,7 +361,7 @@ pub(crate) async fn run_holders(args: HoldersArgs) -> Result<()> {
     }
     tell(&json!({ "event": "attached" }));
     while let Some(order) = orders.recv().await.filter(|order| order != "finish") {
-        let event: Value = match order.as_str() {
+        let event = match order.as_str() {
             "settle" => {
                 for (_, client) in &clients {
                     client.flush().await?;
@@ -412,7 +393,10 @@ pub(crate) async fn run_holders(args: HoldersArgs) -> Result<()> {
                 }
                 json!({ "event": "counted", "missing": missing })
             }
-            _ => continue,
+            order => {
+                crate::node::answer(order)?;
+                continue;
+            }
         };
         tell(&event);
     }

@@ -2,7 +2,8 @@
 //!
 //! The log is written through the store's own append, by no network. Then, in turns: its files are read from front to end
 //! with plain reads and checksummed, and a node is started on it as a process of its own, until it serves. Every session of
-//! the log is closed in it, so that nobody has to be heard.
+//! the log is closed in it, so that nobody has to be heard. Once with the files in the system's memory, as after a crash of
+//! the process, and once without, as after one of the machine.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -19,12 +20,12 @@ use tagalong::store::{LogStore, Marks};
 
 use crate::Result;
 use crate::node::Mode;
+use crate::pair::{PATIENCE, usage};
 use crate::process::Process;
 use crate::table::{self, Spread};
 use crate::tally::payload;
+use crate::usage::Usage;
 
-/// A start takes no longer.
-const PATIENCE: Duration = Duration::from_secs(600);
 /// Records appended at once.
 const BATCH: u64 = 4096;
 /// One plain read.
@@ -51,12 +52,16 @@ pub(crate) struct RestartArgs {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Restart {
     pub(crate) entries: u64,
+    /// Whether its files were in the system's memory.
+    pub(crate) warm: bool,
     /// Bytes of its files.
     pub(crate) bytes: u64,
     /// Reading and checksumming them, in seconds.
     pub(crate) read_s: Vec<f64>,
     /// From the start of the process until it serves, in seconds.
     pub(crate) start_s: Vec<f64>,
+    /// The processor's time for the same, in seconds.
+    pub(crate) cpu_s: Vec<f64>,
     /// The most memory the process took until then, in bytes.
     pub(crate) peak: Vec<f64>,
 }
@@ -72,66 +77,108 @@ pub(crate) async fn measure(args: &RestartArgs) -> Result<Vec<Restart>> {
         let folder = tempfile::tempdir_in(crate::scratch())?;
         let log = folder.path().join("log");
         write_log(&log, entries, args)?;
-        let mut restart = Restart { entries, ..Restart::default() };
+        let [mut warm, mut cold] = [true, false].map(|warm| Restart { entries, warm, ..Restart::default() });
+        // The system's memory is filled; then every other turn begins with it empty.
+        read_all(&log)?;
         for _ in 0..args.repeats {
-            let began = Instant::now();
-            restart.bytes = read_all(&log)?;
-            restart.read_s.push(began.elapsed().as_secs_f64());
-            let (took, peak) = start(&log, folder.path()).await?;
-            restart.start_s.push(took.as_secs_f64());
-            #[expect(clippy::cast_precision_loss, reason = "figures for people")]
-            restart.peak.push(peak as f64);
+            for restart in [&mut warm, &mut cold] {
+                measure_one(restart, &log, folder.path()).await?;
+            }
         }
-        restarts.push(restart);
+        restarts.extend([warm, cold]);
     }
     Ok(restarts)
 }
 
 #[expect(clippy::cast_precision_loss, reason = "figures for people")]
+async fn measure_one(restart: &mut Restart, log: &Path, logs: &Path) -> Result<()> {
+    prepare(log, restart.warm)?;
+    let began = Instant::now();
+    restart.bytes = read_all(log)?;
+    restart.read_s.push(began.elapsed().as_secs_f64());
+    prepare(log, restart.warm)?;
+    let (took, used) = start(log, logs).await?;
+    restart.start_s.push(took.as_secs_f64());
+    restart.cpu_s.push(used.cpu_us as f64 / 1e6);
+    restart.peak.push(used.memory as f64);
+    Ok(())
+}
+
+/// Has the files in the system's memory, or out of it.
+fn prepare(log: &Path, warm: bool) -> Result<()> {
+    if warm {
+        read_all(log)?;
+        return Ok(());
+    }
+    for path in files(log)? {
+        let file = File::open(path)?;
+        file.sync_all()?;
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)?;
+    }
+    Ok(())
+}
+
+#[expect(clippy::cast_precision_loss, reason = "figures for people")]
 fn show(restarts: &[Restart]) {
     let rows = restarts.iter().map(|restart| {
-        let Restart { entries, bytes, read_s, start_s, peak } = restart;
+        let Restart { entries, warm, bytes, read_s, start_s, cpu_s, peak } = restart;
         let rates = |seconds: &[f64]| Spread::of(seconds.iter().map(|seconds| *bytes as f64 / seconds / 1e6)).show(0);
         let ratio = Spread::of(read_s.iter().zip(start_s).map(|(read, start)| read / start));
         vec![
             entries.to_string(),
+            if *warm { "in memory" } else { "on disk" }.to_owned(),
             (bytes >> 20).to_string(),
             Spread::of(start_s.iter().copied()).show(2),
+            Spread::of(cpu_s.iter().copied()).show(2),
             rates(start_s),
             rates(read_s),
             ratio.show(2),
             Spread::of(peak.iter().map(|peak| peak / 1048576.0)).show(0),
         ]
     });
-    let head =
-        ["entries", "log, MiB", "start, s", "start, MB/s", "read and checksum, MB/s", "ratio", "peak memory, MiB"];
+    let head = [
+        "entries",
+        "files are",
+        "log, MiB",
+        "start, s",
+        "its CPU, s",
+        "start, MB/s",
+        "read and checksum, MB/s",
+        "ratio",
+        "peak memory, MiB",
+    ];
     table::print(&head, &rows.collect::<Vec<_>>());
 }
 
-/// Starts a node on the log: how long until it serves, and the most memory it took.
-async fn start(log: &Path, logs: &Path) -> Result<(Duration, u64)> {
+/// Starts a node on the log: how long until it serves, and what it used, at most, until then.
+async fn start(log: &Path, logs: &Path) -> Result<(Duration, Usage)> {
     let folder = log.to_str().ok_or("the temporary folder's path is not UTF-8")?;
     let arguments = ["node", "--folder", folder, "--mode", Mode::Async.name()].map(str::to_owned);
     let began = Instant::now();
     let mut node = Process::spawn("node", logs, &arguments)?;
     node.expect("serving", PATIENCE).await?;
     let took = began.elapsed();
+    let Usage { cpu_us, .. } = usage(&mut node).await?;
     node.order("peak").await?;
-    let peak = node.expect("peak", PATIENCE).await?["memory"].as_u64().unwrap_or(0);
+    let memory = node.expect("peak", PATIENCE).await?["memory"].as_u64().unwrap_or(0);
     node.order("finish").await?;
     node.ended(PATIENCE).await?;
-    Ok((took, peak))
+    Ok((took, Usage { cpu_us, memory }))
+}
+
+fn files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut files: Vec<PathBuf> = fs::read_dir(folder)?.map(|file| Ok(file?.path())).collect::<Result<_>>()?;
+    files.retain(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("log-")));
+    files.sort();
+    Ok(files)
 }
 
 /// Reads every file of the log once, and checksums what it reads; returns how many bytes that were.
 fn read_all(folder: &Path) -> Result<u64> {
-    let mut files: Vec<PathBuf> = fs::read_dir(folder)?.map(|file| Ok(file?.path())).collect::<Result<_>>()?;
-    files.retain(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("log-")));
-    files.sort();
     let mut checksum = crc32fast::Hasher::new();
     let mut bytes = 0;
     let mut part = vec![0; READ_BYTES];
-    for path in files {
+    for path in files(folder)? {
         let mut file = File::open(path)?;
         loop {
             let length = file.read(&mut part)?;

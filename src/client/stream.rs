@@ -1,6 +1,6 @@
 //! Which node the client talks to, and how a session is established on a stream: hello, attach, report, welcome.
 
-use super::{Client, ClientEvent, ClientOutput, Live, REPORT_ITEMS, Session};
+use super::{Client, ClientEvent, ClientOutput, Live, REPORT_ITEMS, REPORT_PARTS, Session};
 use crate::client::image::{CacheOp, Identity, Verdict, rolled_back, verdict};
 use crate::error::{Code, Error};
 use crate::log::{Epoch, Lsn, Reign, Request, Time};
@@ -178,9 +178,10 @@ impl Client {
             length: u32::try_from(share.body.len()).unwrap_or(u32::MAX),
         }));
         let (observed, stable) = (self.image.observed, self.image.stable);
+        let length = REPORT_ITEMS.max(items.len().div_ceil(REPORT_PARTS));
         let mut items = items.into_iter().peekable();
         loop {
-            let part: Vec<ReportItem> = items.by_ref().take(REPORT_ITEMS).collect();
+            let part: Vec<ReportItem> = items.by_ref().take(length).collect();
             let end = items.peek().is_none();
             self.send_to_session(ClientMessage::Report(Report { epoch, items: part, observed, stable, end }));
             if end {

@@ -14,6 +14,9 @@ use crate::node::{Conn, NodeEvent, Output};
 use crate::recovery::Plan;
 use crate::rule::{self, Rule};
 
+/// Bytes of records appended at once.
+const APPEND_BYTES: u64 = 8 << 20;
+
 /// A system entry that waits for its LSN.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Proposal {
@@ -224,8 +227,17 @@ impl Primary {
             self.unstable.push(record.clone());
         }
         self.feed_cover(now);
-        if !records.is_empty() {
-            out.push(Output::Append(records.clone()));
+        // In pieces, so that the first are on their way to the disk while the last are still being encoded.
+        let mut rest = &records[..];
+        while !rest.is_empty() {
+            let mut bytes = 0;
+            let fits = |record: &&Record| {
+                bytes += record.cost();
+                bytes <= APPEND_BYTES
+            };
+            let (part, left) = rest.split_at(rest.iter().take_while(fits).count().max(1));
+            out.push(Output::Append(part.to_vec()));
+            rest = left;
         }
         match purpose {
             Purpose::Work => {

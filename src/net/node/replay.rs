@@ -22,7 +22,7 @@ use crate::session::LogState;
 use crate::store::{LogStore, Marks, StateMachine};
 
 /// Bytes of log that are read, and applied, at once.
-const PART_BYTES: usize = 512 << 10;
+pub(super) const PART_BYTES: usize = 512 << 10;
 /// Parts between the two threads, in either direction.
 const PARTS: usize = 4;
 
