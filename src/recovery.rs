@@ -113,8 +113,8 @@ struct Reporter {
     wanted: Owed<Request>,
     /// Payloads asked for and not yet here.
     asked: Owed<Request>,
-    /// The LSNs it vouches for.
-    vouched: BTreeSet<Lsn>,
+    /// The LSNs it vouches for; some may be here twice.
+    vouched: Vec<Lsn>,
     /// Commands it has without a tag.
     in_doubt: BTreeSet<Request>,
     /// Shares it has, and their lengths; those to be asked for, those asked for, and those that could not be read.
@@ -239,7 +239,7 @@ impl Recovery {
             replies: BTreeMap::new(),
             wanted: Owed::default(),
             asked: Owed::default(),
-            vouched: BTreeSet::new(),
+            vouched: Vec::new(),
             in_doubt: BTreeSet::new(),
             shares: BTreeMap::new(),
             shares_wanted: Owed::default(),
@@ -357,7 +357,7 @@ impl Recovery {
                 return Err(Error::new(Code::Protocol, format!("no entry has the header reported of {}", header.lsn)));
             }
             if takes_part(header.epoch) && header.lsn > self.base {
-                reporter.vouched.insert(header.lsn);
+                reporter.vouched.push(header.lsn);
                 // Its own are wanted when its report is complete.
                 let others = self.vouch(header, client).filter(|origin| origin.client != client);
                 placed.extend(others);
@@ -367,15 +367,14 @@ impl Recovery {
         Ok(placed)
     }
 
-    /// Somebody vouches for a header. Returns the command that it places, if it does.
+    /// Somebody vouches for a header. Returns the command that is placed by it, if it was not before.
     fn vouch(&mut self, header: Header, client: ClientId) -> Option<Origin> {
         let lsn = header.lsn;
         let origin = header.origin.filter(|_| header.body == Body::Command);
         let variants = self.known.entry(lsn).or_default();
         if let Some(variant) = variants.iter_mut().find(|variant| variant.header == header) {
             variant.vouch(client);
-            // Whoever vouched first has placed it.
-            return origin;
+            return None;
         }
         let vouchers = vec![client];
         if variants.is_empty() {

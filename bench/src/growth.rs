@@ -4,8 +4,9 @@
 //! * `load`: throughput and processor time a write by number of clients, payload and round trip, with all of them busy in a
 //!   closed loop, or four busy and the others idle;
 //! * `held`: resident memory of a client for each byte that it holds while the backup is away;
-//! * `manifests`: bytes that go from the primary to the clients for each write, by number of clients in a closed loop: what is
-//!   more than with one client are headers of others' entries.
+//! * `manifests`: headers of others' entries that clients are given for each write, and all bytes from the primary to clients,
+//!   by number of clients in a closed loop. The backup is away meanwhile, so that no checkpoint is among these bytes, and no
+//!   header is forgotten before it is counted.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use crate::Result;
 use crate::node::Mode;
 use crate::pair::{PATIENCE, Pair, usage};
 use crate::process::Process;
+use crate::recovery::{IN_FLIGHT, spawn_holders};
 use crate::table::{self, Spread};
 
 /// Busy clients where the others are idle, and writes in flight of each.
@@ -124,43 +126,74 @@ pub(crate) struct Load {
     pub(crate) load_us: Vec<f64>,
     pub(crate) primary_us: Vec<f64>,
     pub(crate) backup_us: Vec<f64>,
-    /// Bytes from the primary to the clients a write, where they were counted.
-    pub(crate) down: Vec<f64>,
 }
 
 async fn loads(args: &GrowthArgs) -> Result<Vec<Load>> {
     let mut rows = Vec::new();
     for clients in args.clients.iter().copied() {
-        rows.push(load(args, clients, clients, 100, 0, false).await?);
+        rows.push(load(args, clients, clients, 100, 0).await?);
         if clients > BUSY {
-            rows.push(load(args, clients, BUSY, 100, 0, false).await?);
+            rows.push(load(args, clients, BUSY, 100, 0).await?);
         }
     }
     for payload in args.payload.iter().copied() {
-        rows.push(load(args, BUSY, BUSY, payload, 0, false).await?);
+        rows.push(load(args, BUSY, BUSY, payload, 0).await?);
     }
     for rtt_ms in args.rtt_ms.iter().copied() {
-        rows.push(load(args, BUSY, BUSY, 4096, rtt_ms, false).await?);
+        rows.push(load(args, BUSY, BUSY, 4096, rtt_ms).await?);
     }
     Ok(rows)
 }
 
-async fn manifests(args: &GrowthArgs) -> Result<Vec<Load>> {
+/// What clients are given beside their own tags and replies, for each write, one value for each repeat.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Manifests {
+    pub(crate) clients: u64,
+    pub(crate) headers: Vec<f64>,
+    /// All bytes to clients.
+    pub(crate) down: Vec<f64>,
+}
+
+/// Writes of all clients together; each makes a few at least.
+const COUNTED_WRITES: u64 = 20_000;
+
+#[expect(clippy::cast_precision_loss, reason = "figures for people")]
+async fn manifests(args: &GrowthArgs) -> Result<Vec<Manifests>> {
     let mut rows = Vec::new();
     for clients in args.clients.iter().copied() {
-        rows.push(load(args, clients, clients, 100, 0, true).await?);
+        let each = (COUNTED_WRITES / clients).max(20);
+        let mut row = Manifests { clients, ..Manifests::default() };
+        for _ in 0..args.repeats {
+            let folder = tempfile::tempdir_in(crate::scratch())?;
+            let pair = Pair::start(folder.path(), args.mode, Duration::ZERO).await?;
+            let counter = Counter::start(pair.near).await?;
+            let endpoints = [counter.address, pair.far];
+            let mut holders = spawn_holders(folder.path(), &endpoints, 0, clients, each, 100, 1)?;
+            holders.expect("attached", PATIENCE).await?;
+            holders.order("settle").await?;
+            holders.expect("settled", PATIENCE).await?;
+            pair.relay.cut();
+            let before = counter.down.load(Ordering::Relaxed);
+            holders.order("fill").await?;
+            let filled = holders.expect("filled", PATIENCE).await?;
+            let (down, writes) = (counter.down.load(Ordering::Relaxed) - before, (clients * each) as f64);
+            row.headers.push(filled["headers"].as_f64().unwrap_or(f64::NAN) / writes);
+            row.down.push(down as f64 / writes);
+            holders.order("finish").await?;
+            holders.ended(PATIENCE).await?;
+            pair.finish().await?;
+        }
+        rows.push(row);
     }
     Ok(rows)
 }
 
 #[expect(clippy::cast_precision_loss, reason = "figures for people")]
-async fn load(args: &GrowthArgs, clients: u64, busy: u64, payload: usize, rtt_ms: u64, counted: bool) -> Result<Load> {
+async fn load(args: &GrowthArgs, clients: u64, busy: u64, payload: usize, rtt_ms: u64) -> Result<Load> {
     let mut row = Load { clients, busy, payload, rtt_ms, ..Load::default() };
     for _ in 0..args.repeats {
         let folder = tempfile::tempdir_in(crate::scratch())?;
         let mut pair = Pair::start(folder.path(), args.mode, Duration::from_millis(rtt_ms)).await?;
-        let counter = if counted { Some(Counter::start(pair.near).await?) } else { None };
-        let near = counter.as_ref().map_or(pair.near, |counter| counter.address);
         let mut idle = None;
         if clients > busy {
             let mut holders = holders(folder.path(), &pair, busy, clients - busy, 0, payload)?;
@@ -179,17 +212,16 @@ async fn load(args: &GrowthArgs, clients: u64, busy: u64, payload: usize, rtt_ms
         for (name, value) in options {
             arguments.extend([format!("--{name}"), value]);
         }
-        for address in [near, pair.far] {
+        for address in [pair.near, pair.far] {
             arguments.extend(["--endpoint".into(), format!("http://{address}")]);
         }
         let mut load = Process::spawn("load", folder.path(), &arguments)?;
         load.expect("attached", PATIENCE).await?;
         load.order("start").await?;
         load.expect("counting", PATIENCE).await?;
-        let carried = || counter.as_ref().map_or(0, |counter| counter.down.load(Ordering::Relaxed));
-        let before = (usage(&mut pair.primary).await?, usage(&mut pair.backup).await?, carried());
+        let before = (usage(&mut pair.primary).await?, usage(&mut pair.backup).await?);
         load.expect("over", PATIENCE).await?;
-        let after = (usage(&mut pair.primary).await?, usage(&mut pair.backup).await?, carried());
+        let after = (usage(&mut pair.primary).await?, usage(&mut pair.backup).await?);
         let result = load.expect("result", PATIENCE).await?;
         load.ended(PATIENCE).await?;
         if let Some(mut idle) = idle {
@@ -204,9 +236,6 @@ async fn load(args: &GrowthArgs, clients: u64, busy: u64, payload: usize, rtt_ms
         row.load_us.push(figure("cpu_us") / writes);
         row.primary_us.push(after.0.since(before.0).cpu_us as f64 / writes);
         row.backup_us.push(after.1.since(before.1).cpu_us as f64 / writes);
-        if counted {
-            row.down.push((after.2 - before.2) as f64 / writes);
-        }
     }
     Ok(row)
 }
@@ -231,14 +260,13 @@ fn show_loads(rows: &[Load]) {
     table::print(&head, &rows.collect::<Vec<_>>());
 }
 
-fn show_manifests(rows: &[Load]) {
+fn show_manifests(rows: &[Manifests]) {
     let alone = rows.first().map(|row| Spread::of(row.down.iter().copied()).median).unwrap_or_default();
     let rows = rows.iter().map(|row| {
-        let down = Spread::of(row.down.iter().copied());
-        let writes = Spread::of(row.writes_per_s.iter().copied());
-        vec![row.clients.to_string(), writes.show(0), down.show(0), format!("{:.0}", down.median - alone)]
+        let (headers, down) = (Spread::of(row.headers.iter().copied()), Spread::of(row.down.iter().copied()));
+        vec![row.clients.to_string(), headers.show(1), down.show(0), format!("{:.0}", down.median - alone)]
     });
-    let head = ["busy clients", "writes/s", "bytes to clients a write", "more than with the first row"];
+    let head = ["busy clients", "headers a write", "bytes to clients a write", "more than in the first row"];
     table::print(&head, &rows.collect::<Vec<_>>());
 }
 
@@ -296,7 +324,7 @@ fn show_held(rows: &[Held]) {
 }
 
 fn holders(folder: &Path, pair: &Pair, first: u64, clients: u64, writes: u64, payload: usize) -> Result<Process> {
-    crate::recovery::spawn_holders(folder, &[pair.near, pair.far], first, clients, writes, payload)
+    spawn_holders(folder, &[pair.near, pair.far], first, clients, writes, payload, IN_FLIGHT)
 }
 
 /// A relay that counts what goes to the clients.

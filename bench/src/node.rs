@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use serde_json::json;
 use tagalong::log::Level;
-use tagalong::net::{Recovery, ShareKey};
+use tagalong::net::{NodeEvents, ShareKey};
+use tagalong::node::NodeEvent;
 use tagalong::primary::PrimarySettings;
 use tagalong::store::file::{FileLog, FileLogOptions};
 use tagalong::{Backup, Primary};
@@ -125,16 +126,10 @@ pub(crate) async fn run(args: NodeArgs) -> Result<()> {
             tell(&json!({ "event": "listening", "address": backup.local_addr().to_string() }));
             backup.in_sync().await?;
             tell(&json!({ "event": "in-sync" }));
-            let recovery = tokio::select! {
-                recovery = backup.promoted() => Some(recovery?),
-                obeyed = obey(&mut orders) => {
-                    obeyed?;
-                    None
-                }
-            };
-            if let Some(recovery) = recovery {
-                let (opened, obeyed) = tokio::join!(tell_open(&recovery), obey(&mut orders));
-                opened.and(obeyed)?;
+            tokio::select! {
+                // It ends with the node, and has then nothing more to tell.
+                told = tell_open(backup.events()) => told?,
+                obeyed = obey(&mut orders) => obeyed?,
             }
             backup.abort().await;
         }
@@ -142,10 +137,16 @@ pub(crate) async fn run(args: NodeArgs) -> Result<()> {
     Ok(())
 }
 
-/// The backup became the primary; tells when it serves.
-async fn tell_open(recovery: &Recovery) -> Result<()> {
-    recovery.opened().await?;
-    tell(&json!({ "event": "open" }));
+/// Tells when the backup serves as the primary, and how many entries it had to decode for that.
+async fn tell_open(mut events: NodeEvents) -> Result<()> {
+    let mut decoded = 0;
+    while let Some(event) = events.next().await {
+        match event {
+            NodeEvent::Decoded { entries, .. } => decoded = entries,
+            NodeEvent::Opened { .. } => tell(&json!({ "event": "open", "decoded": decoded })),
+            _ => {}
+        }
+    }
     Ok(())
 }
 

@@ -33,8 +33,8 @@ use crate::{Result, plain};
 
 /// One message of the bare transfer, and one write of the bare file: about what a client hands over at once.
 const PIECE: usize = 256 << 10;
-/// Writes of a client under way while it fills its cache.
-const IN_FLIGHT: usize = 256;
+/// Writes of a client under way while it fills its cache, as a rule.
+pub(crate) const IN_FLIGHT: usize = 256;
 
 /// What is measured.
 #[derive(clap::Args, Clone, Debug)]
@@ -67,6 +67,9 @@ pub(crate) struct HoldersArgs {
     writes: u64,
     #[arg(long)]
     payload: usize,
+    /// Writes of a client under way while it fills its cache.
+    #[arg(long)]
+    in_flight: usize,
     #[arg(long)]
     endpoint: Vec<String>,
 }
@@ -192,7 +195,7 @@ async fn disaster(
         Pair::start(folder, mode, Duration::from_millis(args.rtt_ms)).await?;
     // In a covered service one client has a process of its own, which dies with the primary.
     let dying = u64::from(mode == Mode::Covered);
-    let holders = |first, clients| spawn_holders(folder, &[near, far], first, clients, writes, payload);
+    let holders = |first, clients| spawn_holders(folder, &[near, far], first, clients, writes, payload, IN_FLIGHT);
     let mut living = holders(dying, clients - dying)?;
     let mut doomed = if dying > 0 { Some(holders(0, dying)?) } else { None };
     living.expect("attached", PATIENCE).await?;
@@ -221,7 +224,7 @@ async fn disaster(
     let admin = AdminClient::connect(&format!("http://{far}")).await?;
     let began = Instant::now();
     admin.promote(false, RecoveryPolicy::default()).await?;
-    backup.expect("open", PATIENCE).await?;
+    let opened = backup.expect("open", PATIENCE).await?;
     let open = began.elapsed();
     living.expect("written", PATIENCE).await?;
     let write = began.elapsed();
@@ -234,7 +237,7 @@ async fn disaster(
     if missing > 0 {
         return Err(format!("{missing} acknowledged writes are lost").into());
     }
-    let decoded = if dying > 0 { (writes * dying) as f64 } else { 0.0 };
+    let decoded = opened["decoded"].as_f64().unwrap_or(f64::NAN);
     living.order("finish").await?;
     living.ended(PATIENCE).await?;
     backup.order("finish").await?;
@@ -250,9 +253,13 @@ pub(crate) fn spawn_holders(
     clients: u64,
     writes: u64,
     payload: usize,
+    in_flight: usize,
 ) -> Result<Process> {
     let mut arguments = vec!["holders".to_owned()];
-    for (name, value) in [("first", first), ("clients", clients), ("writes", writes), ("payload", payload as u64)] {
+    let (payload, in_flight) = (payload as u64, in_flight as u64);
+    let options =
+        [("first", first), ("clients", clients), ("writes", writes), ("payload", payload), ("in-flight", in_flight)];
+    for (name, value) in options {
         arguments.extend([format!("--{name}"), value.to_string()]);
     }
     for address in endpoints {
@@ -377,7 +384,8 @@ pub(crate) async fn run_holders(args: HoldersArgs) -> Result<()> {
                 while let Some(done) = running.join_next().await {
                     done??;
                 }
-                json!({ "event": "filled" })
+                let headers: usize = clients.iter().map(|(_, client)| client.stats().cached_headers).sum();
+                json!({ "event": "filled", "headers": headers })
             }
             "write" => {
                 let (number, client) = &clients[0];
@@ -413,7 +421,7 @@ fn acknowledged(outcome: WriteOutcome) -> Result<()> {
 async fn fill(client: &TaggedClient, number: u64, args: &HoldersArgs) -> Result<()> {
     let mut flight = std::collections::VecDeque::new();
     for serial in 1..=args.writes {
-        if flight.len() >= IN_FLIGHT
+        if flight.len() >= args.in_flight
             && let Some(oldest) = flight.pop_front()
         {
             let oldest: tagalong::net::Writing = oldest;

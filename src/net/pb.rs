@@ -1084,7 +1084,7 @@ pub mod session_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::net::buffers::Codec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/tagalong.v1.Session/Attach",
             );
@@ -1229,7 +1229,7 @@ pub mod session_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = AttachSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::net::buffers::Codec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -1391,7 +1391,7 @@ pub mod replication_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::net::buffers::Codec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/tagalong.v1.Replication/Follow",
             );
@@ -1536,7 +1536,7 @@ pub mod replication_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = FollowSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::net::buffers::Codec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -1695,7 +1695,7 @@ pub mod admin_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::net::buffers::Codec::default();
             let path = http::uri::PathAndQuery::from_static("/tagalong.v1.Admin/Status");
             let mut req = request.into_request();
             req.extensions_mut().insert(GrpcMethod::new("tagalong.v1.Admin", "Status"));
@@ -1713,7 +1713,7 @@ pub mod admin_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::net::buffers::Codec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/tagalong.v1.Admin/Promote",
             );
@@ -1733,7 +1733,7 @@ pub mod admin_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::net::buffers::Codec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/tagalong.v1.Admin/Resolve",
             );
@@ -1753,7 +1753,7 @@ pub mod admin_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::net::buffers::Codec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/tagalong.v1.Admin/Exclude",
             );
@@ -1773,7 +1773,7 @@ pub mod admin_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::net::buffers::Codec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/tagalong.v1.Admin/EndSession",
             );
@@ -1794,7 +1794,7 @@ pub mod admin_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::net::buffers::Codec::default();
             let path = http::uri::PathAndQuery::from_static("/tagalong.v1.Admin/Stop");
             let mut req = request.into_request();
             req.extensions_mut().insert(GrpcMethod::new("tagalong.v1.Admin", "Stop"));
@@ -1945,7 +1945,7 @@ pub mod admin_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = StatusSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::net::buffers::Codec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -1988,7 +1988,7 @@ pub mod admin_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = PromoteSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::net::buffers::Codec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -2031,7 +2031,7 @@ pub mod admin_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ResolveSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::net::buffers::Codec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -2074,7 +2074,7 @@ pub mod admin_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ExcludeSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::net::buffers::Codec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -2117,7 +2117,7 @@ pub mod admin_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = EndSessionSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::net::buffers::Codec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -2160,7 +2160,7 @@ pub mod admin_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = StopSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::net::buffers::Codec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,

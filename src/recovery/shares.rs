@@ -83,7 +83,7 @@ impl Recovery {
                 }
                 if header.lsn > self.base {
                     if let Some(reporter) = self.reporters.get_mut(&client) {
-                        reporter.vouched.insert(header.lsn);
+                        reporter.vouched.push(header.lsn);
                     }
                     if let Some(origin) = self.vouch(header, client) {
                         self.want(origin.client, origin.request);
