@@ -18,8 +18,9 @@ use bytes::Bytes;
 
 use crate::error::{Code, Error, Result};
 use crate::log::{
-    Body, ClientId, Digest, Epoch, EpochStart, Header, Level, Lsn, Record, Reign, Request, SessionInfo, Target, Time,
+    Body, ClientId, Epoch, EpochStart, Header, Level, Lsn, Record, Reign, Request, SessionInfo, Target, Time,
 };
+use crate::ordered::Ordered;
 
 /// Where a session stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -68,7 +69,7 @@ pub struct Session {
     /// The last LSN of an entry of its own.
     pub last: Lsn,
     /// Replies it may still ask for.
-    pub replies: BTreeMap<Request, Reply>,
+    pub replies: Ordered<Request, Reply>,
 }
 
 /// What the log says, apart from the application's state.
@@ -160,15 +161,8 @@ impl LogState {
     /// [`Code::Corrupt`] if the record cannot follow what was applied before; [`Code::Diverged`] if the reply is
     /// not the one that was recorded. Nothing is changed then.
     pub fn apply(&mut self, record: &Record, reply: Option<Bytes>) -> Result<()> {
-        self.apply_answered(&record.entry.header, record.reply, reply)
-    }
-
-    /// As [`apply`](LogState::apply), of a record in its parts: `recorded` is the checksum of the reply that was given first.
-    ///
-    /// # Errors
-    /// As [`apply`](LogState::apply).
-    pub fn apply_answered(&mut self, header: &Header, recorded: Digest, reply: Option<Bytes>) -> Result<()> {
-        if recorded.algorithm != 0 && !reply.as_ref().is_some_and(|reply| recorded.verifies(reply)) {
+        let header = &record.entry.header;
+        if record.reply.algorithm != 0 && !reply.as_ref().is_some_and(|reply| record.reply.verifies(reply)) {
             return Err(Error::new(
                 Code::Diverged,
                 format!(
@@ -197,9 +191,7 @@ impl LogState {
                 }
                 session.next = origin.request.next();
                 session.last = lsn;
-                while session.replies.first_key_value().is_some_and(|(request, _)| *request <= header.answered) {
-                    session.replies.pop_first();
-                }
+                while session.replies.pop_upto(&header.answered).is_some() {}
                 session.replies.insert(origin.request, Reply { lsn, reply: reply.unwrap_or_default() });
             }
             (Body::Open(info), Some(origin)) => {
@@ -213,7 +205,7 @@ impl LogState {
                     since_time: header.time,
                     next: Request(1),
                     last: lsn,
-                    replies: BTreeMap::new(),
+                    replies: Ordered::new(),
                 };
                 self.sessions.insert(origin.client, session);
             }

@@ -13,7 +13,7 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use super::storage::{Job, Storage};
 use super::{Clock, JOINED_BYTES, NetSettings, Sealer, ShareKey, guarded, random_u128};
 use crate::error::{Code, Error, Result};
-use crate::log::{ClusterId, Entry, Epoch, EpochStart, GroupId, Lsn, NodeId};
+use crate::log::{ClusterId, Commands, Entry, Epoch, EpochStart, GroupId, Lsn, NodeId};
 use crate::message::{BackupMessage, ClientMessage, NodeMessage, NodeStatus, PrimaryMessage, Role};
 use crate::node::{Admin, Conn, Input, NodeEvent, Output};
 use crate::store::{LogStore, Marks, StateMachine};
@@ -536,7 +536,13 @@ impl Sequencer {
                     }
                 }
                 Output::Close(conn) => self.close(conn),
-                Output::Append(records) => self.storage.ask(Job::Append(records)),
+                Output::Append(records) => {
+                    let waits = match &self.core {
+                        Core::Primary(core) => core.waits_for_disk(),
+                        Core::Backup(_) | Core::Turning => true,
+                    };
+                    self.storage.ask(if waits { Job::Append(records) } else { Job::AppendLater(records) });
+                }
                 Output::Truncate(last) => self.storage.ask(Job::Truncate(last)),
                 Output::SaveMarks(marks) => {
                     self.saves += 1;
@@ -545,7 +551,7 @@ impl Sequencer {
                     }
                     self.storage.ask(Job::SaveMarks(marks));
                 }
-                Output::Execute { commands, queries } => self.execute(&commands, &queries),
+                Output::Execute { commands, queries } => self.execute(commands, &queries),
                 Output::Read { conn, from, bytes_max } => self.storage.ask(Job::Read { conn, from, bytes_max }),
                 Output::Judge { entries, missing } => {
                     let keep = entries.iter().map(|entry| self.state.independent(entry, &missing)).collect();
@@ -588,18 +594,23 @@ impl Sequencer {
         }
     }
 
-    fn execute(&mut self, commands: &[Entry], queries: &[Bytes]) {
+    fn execute(&mut self, commands: Commands, queries: &[Bytes]) {
         self.executed = true;
-        let mut replies = Vec::with_capacity(commands.len());
+        let entries: Vec<&Entry> = commands.iter().collect();
+        let count = entries.len();
+        let mut replies = Vec::with_capacity(count);
         let mut results = Vec::with_capacity(queries.len());
-        let done = self.state.apply(commands, &mut replies).and_then(|()| {
+        let done = self.state.apply(&entries, &mut replies).and_then(|()| {
             for query in queries {
                 results.push(self.state.query(query)?);
             }
             Ok(())
         });
-        let wrong = (replies.len() != commands.len())
-            .then(|| format!("the state machine gave {} replies to {} commands", replies.len(), commands.len()));
+        drop(entries);
+        // The core changes what was executed, and should be the only one that has it.
+        drop(commands);
+        let wrong = (replies.len() != count)
+            .then(|| format!("the state machine gave {} replies to {count} commands", replies.len()));
         match (done, wrong) {
             (Ok(()), None) => self.local.push_back(Input::Executed { replies, results }),
             (Err(error), _) => {

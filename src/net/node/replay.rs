@@ -12,10 +12,8 @@
 
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
-use bytes::Bytes;
-
 use crate::error::{Code, Error, Result};
-use crate::log::{Body, Digest, Entry, Epoch, Lsn, Record};
+use crate::log::{Body, Entry, Epoch, Lsn, Record};
 use crate::net::guarded;
 use crate::recovery::provisional_cut;
 use crate::session::LogState;
@@ -47,8 +45,7 @@ pub(super) fn replay(log: &mut dyn LogStore, state: &mut dyn StateMachine, marks
         let why = format!("the log begins at {}; this version needs all of it, from 1 on", bounds.start);
         return Err(Error::new(Code::Corrupt, why));
     }
-    let mut replay =
-        Replay { log_state: LogState::new(), entries: Vec::new(), recorded: Vec::new(), replies: Vec::new() };
+    let mut log_state = LogState::new();
     std::thread::scope(|scope| {
         let (parts, queue) = sync_channel(PARTS);
         let (done, spent) = sync_channel(PARTS);
@@ -57,17 +54,22 @@ pub(super) fn replay(log: &mut dyn LogStore, state: &mut dyn StateMachine, marks
             guarded("the log", || read(log, bounds.end, &parts, &spent)).and_then(|read| read)
         })?;
         for part in queue {
-            let part = replay.apply(state, part)?;
+            apply(state, &mut log_state, &part)?;
             // It is dropped here where there is no room for it there.
             let _ = done.try_send(part);
         }
         reader.join().unwrap_or_else(|_| Err(Error::new(Code::Storage, "the thread that reads the log is gone")))
     })?;
-    Ok(replay.log_state)
+    Ok(log_state)
 }
 
 /// Reads the log up to `end` and hands it over in parts; drops what comes back.
-fn read(log: &mut dyn LogStore, end: Lsn, parts: &SyncSender<Vec<Record>>, spent: &Receiver<Vec<Entry>>) -> Result<()> {
+fn read(
+    log: &mut dyn LogStore,
+    end: Lsn,
+    parts: &SyncSender<Vec<Record>>,
+    spent: &Receiver<Vec<Record>>,
+) -> Result<()> {
     let mut next = Lsn(1);
     while next < end {
         let records = log.read(next, PART_BYTES)?;
@@ -85,47 +87,18 @@ fn read(log: &mut dyn LogStore, end: Lsn, parts: &SyncSender<Vec<Record>>, spent
     Ok(())
 }
 
-struct Replay {
-    log_state: LogState,
-    /// Commands that follow each other, which the state machine is given at once, and what was answered when they came.
-    entries: Vec<Entry>,
-    recorded: Vec<Digest>,
-    replies: Vec<Bytes>,
-}
-
-impl Replay {
-    /// Applies a part; returns what of it is of no use any more.
-    fn apply(&mut self, state: &mut dyn StateMachine, records: Vec<Record>) -> Result<Vec<Entry>> {
-        let mut spent = Vec::with_capacity(records.len());
-        for record in records {
-            let Record { entry, reply } = record;
-            if entry.header.body == Body::Command {
-                self.entries.push(entry);
-                self.recorded.push(reply);
-            } else {
-                self.apply_commands(state, &mut spent)?;
-                self.log_state.apply_answered(&entry.header, reply, None)?;
-            }
-        }
-        self.apply_commands(state, &mut spent)?;
-        Ok(spent)
+/// Applies a part of the log to both halves of the state.
+fn apply(state: &mut dyn StateMachine, log_state: &mut LogState, records: &[Record]) -> Result<()> {
+    let commands = records.iter().filter(|record| record.entry.header.body == Body::Command);
+    let commands: Vec<&Entry> = commands.map(|record| &record.entry).collect();
+    let mut replies = Vec::with_capacity(commands.len());
+    state.apply(&commands, &mut replies)?;
+    let mut replies = replies.into_iter();
+    for record in records {
+        let reply = (record.entry.header.body == Body::Command).then(|| replies.next().unwrap_or_default());
+        log_state.apply(record, reply)?;
     }
-
-    fn apply_commands(&mut self, state: &mut dyn StateMachine, spent: &mut Vec<Entry>) -> Result<()> {
-        state.apply(&self.entries, &mut self.replies)?;
-        let mut replies = self.replies.drain(..);
-        for (entry, recorded) in self.entries.iter().zip(self.recorded.drain(..)) {
-            let reply = replies.next().unwrap_or_default();
-            self.log_state.apply_answered(&entry.header, recorded, Some(reply))?;
-        }
-        drop(replies);
-        if spent.is_empty() {
-            std::mem::swap(spent, &mut self.entries);
-        } else {
-            spent.append(&mut self.entries);
-        }
-        Ok(())
-    }
+    Ok(())
 }
 
 /// Where the log is to be cut before the node starts on it, if anywhere.

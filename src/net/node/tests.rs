@@ -95,7 +95,7 @@ impl Whose {
 struct Given(Arc<Mutex<Vec<u64>>>);
 
 impl StateMachine for Given {
-    fn apply(&mut self, commands: &[Entry], replies: &mut Vec<Bytes>) -> io::Result<()> {
+    fn apply(&mut self, commands: &[&Entry], replies: &mut Vec<Bytes>) -> io::Result<()> {
         self.0.lock().extend(commands.iter().map(|command| command.header.lsn.0));
         replies.extend(commands.iter().map(|_| Bytes::new()));
         Ok(())
@@ -171,7 +171,7 @@ async fn what_a_reign_that_opened_rebuilt_is_kept() {
 struct Fails(Lsn, bool);
 
 impl StateMachine for Fails {
-    fn apply(&mut self, commands: &[Entry], replies: &mut Vec<Bytes>) -> io::Result<()> {
+    fn apply(&mut self, commands: &[&Entry], replies: &mut Vec<Bytes>) -> io::Result<()> {
         let there = commands.iter().position(|command| command.header.lsn == self.0);
         if there.is_some() && self.1 {
             return Err(io::Error::other("no room"));

@@ -97,7 +97,7 @@ impl Desk {
             digest: Digest::default(),
         };
         let entry = Entry { header, payload: Bytes::new() };
-        self.storage.ask(Job::Append(vec![Record { entry, reply: Digest::default() }]));
+        self.storage.ask(Job::Append(vec![Record { entry, reply: Digest::default() }].into()));
     }
 
     fn save_marks(&self, stable: u64) {
