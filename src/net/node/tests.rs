@@ -11,7 +11,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::backup::BackupSettings;
-use crate::log::{ClientId, Digest, Header, Origin, Request, SessionInfo, Target, Time};
+use crate::log::{Body, ClientId, Digest, Header, Origin, Record, Request, SessionInfo, Target, Time};
 use crate::primary::PrimarySettings;
 use crate::session::LogState;
 use crate::store::file::{FileLog, FileLogOptions, read_cut};
