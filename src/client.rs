@@ -32,8 +32,9 @@ pub use image::{CacheImage, CacheOp, Command, Identity, Verdict, verdict};
 
 /// The largest command taken before a service has said what it takes.
 const COMMAND_BYTES_FIRST: u64 = 1 << 20;
-/// Items in one part of a report.
+/// Items in one part of a report, unless that were more parts than so many: all of them are queued at once.
 pub(crate) const REPORT_ITEMS: usize = 1024;
+const REPORT_PARTS: usize = 32;
 
 /// How a client behaves. Plain data; every bound is in the unit its name ends in.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

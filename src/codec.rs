@@ -442,21 +442,53 @@ impl<'a> Take<'a> {
         }
     }
 
+    #[inline]
     pub(crate) fn number(&mut self) -> Result<u64> {
-        let mut number = 0u64;
-        for shift in (0..64).step_by(7) {
-            let byte = self.byte()?;
-            let part = u64::from(byte & 0x7f);
-            if shift == 63 && part > 1 {
-                break;
+        match self.0 {
+            [byte @ ..0x80, left @ ..] => {
+                self.0 = left;
+                Ok(u64::from(*byte))
             }
-            number |= part << shift;
-            if byte & 0x80 == 0 {
-                // One form for every value: no leading zeros.
-                return if byte == 0 && shift > 0 { Err(corrupt("a number has leading zeros")) } else { Ok(number) };
+            _ => self.long_number(),
+        }
+    }
+
+    /// A number of more than one byte: those of up to eight, which nearly all are, are read without a loop.
+    fn long_number(&mut self) -> Result<u64> {
+        const ENDS: u64 = 0x8080_8080_8080_8080;
+        if let Some(first) = self.0.first_chunk::<8>() {
+            let bytes = u64::from_le_bytes(*first);
+            let end = !bytes & ENDS;
+            if end != 0 {
+                let length = end.trailing_zeros() / 8 + 1;
+                let bytes = bytes & !ENDS & (u64::MAX >> (64 - 8 * length));
+                // Seven bits of eight, then fourteen of sixteen, then twenty-eight of thirty-two move together.
+                let bytes = bytes & 0x007f_007f_007f_007f | (bytes & 0x7f00_7f00_7f00_7f00) >> 1;
+                let bytes = bytes & 0x0000_3fff_0000_3fff | (bytes & 0x3fff_0000_3fff_0000) >> 2;
+                let number = bytes & 0x0fff_ffff | (bytes & 0x0fff_ffff_0000_0000) >> 4;
+                return self.take_number(length as usize, number);
             }
         }
-        Err(corrupt("a number has more than 64 bits"))
+        let mut number = 0;
+        for (at, byte) in self.0.iter().take(10).enumerate() {
+            let part = u64::from(byte & 0x7f);
+            if at == 9 && part > 1 {
+                break;
+            }
+            number |= part << (7 * at);
+            if byte & 0x80 == 0 {
+                return self.take_number(at + 1, number);
+            }
+        }
+        Err(corrupt(if self.0.len() < 10 { "it ends too early" } else { "a number has more than 64 bits" }))
+    }
+
+    /// One form for every value: no leading zeros.
+    fn take_number(&mut self, length: usize, number: u64) -> Result<u64> {
+        if self.bytes(length)?.last() == Some(&0) {
+            return Err(corrupt("a number has leading zeros"));
+        }
+        Ok(number)
     }
 
     pub(crate) fn u32(&mut self) -> Result<u32> {
@@ -652,4 +684,37 @@ fn unknown(what: &str, kind: u8) -> Error {
 
 fn corrupt(why: &str) -> Error {
     Error::new(Code::Corrupt, format!("malformed bytes: {why}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// There are two ways to read a number, by how much is left behind it.
+    #[test]
+    fn a_number_has_one_form_whatever_follows() {
+        let near = |shift: u32| [(1 << shift) - 1, 1 << shift, (1 << shift) + 1];
+        for number in (0..64).flat_map(near).chain([u64::MAX, 0x0123_4567_89ab_cdef]) {
+            let mut form = Vec::new();
+            Put(&mut form).number(number);
+            for length in 0..form.len() {
+                assert!(Take(&form[..length]).number().is_err(), "{number:x}: {length} bytes of it");
+            }
+            for (filler, count) in [(0x00, 0), (0x00, 9), (0xff, 1), (0xff, 7), (0xff, 9)] {
+                let bytes = [&form[..], &vec![filler; count]].concat();
+                let mut take = Take(&bytes);
+                assert_eq!(take.number(), Ok(number), "before {count} of {filler}");
+                assert_eq!(take.rest().len(), count, "{number:x}");
+                // Another form of it: with zeros in front, as far as there is room.
+                let mut longer = form.clone();
+                *longer.last_mut().expect("a number has a byte") |= 0x80;
+                longer.push(0);
+                longer.extend(vec![filler; count]);
+                assert!(Take(&longer).number().is_err(), "{number:x} with a leading zero");
+            }
+        }
+        for bytes in [vec![0xff; 10], [vec![0xff; 9], vec![2]].concat(), [vec![0x80; 10], vec![1]].concat()] {
+            assert!(Take(&bytes).number().is_err(), "{bytes:x?}");
+        }
+    }
 }

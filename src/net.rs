@@ -27,6 +27,7 @@ use crate::log::Time;
 
 mod admin;
 mod backup;
+mod buffers;
 mod client;
 mod convert;
 mod link;

@@ -30,9 +30,11 @@ use crate::session::LogState;
 use crate::share::cover::Domain;
 use crate::store::{Marks, Missing};
 
+mod ledger;
 mod shares;
 mod skip;
 
+use ledger::{Owed, Ranges, Variant};
 use shares::Shares;
 use skip::Skipping;
 
@@ -108,22 +110,22 @@ struct Reporter {
     /// Checksums of the replies it had.
     replies: BTreeMap<Lsn, Digest>,
     /// Payloads not yet asked for, and their lengths.
-    wanted: BTreeMap<Request, u32>,
+    wanted: Owed<Request>,
     /// Payloads asked for and not yet here.
-    asked: BTreeMap<Request, u32>,
-    /// The LSNs it vouches for.
-    vouched: BTreeSet<Lsn>,
+    asked: Owed<Request>,
+    /// The LSNs it vouches for; some may be here twice.
+    vouched: Vec<Lsn>,
     /// Commands it has without a tag.
     in_doubt: BTreeSet<Request>,
     /// Shares it has, and their lengths; those to be asked for, those asked for, and those that could not be read.
     shares: BTreeMap<u64, u32>,
-    shares_wanted: BTreeMap<u64, u32>,
-    shares_asked: BTreeMap<u64, u32>,
+    shares_wanted: Owed<u64>,
+    shares_asked: Owed<u64>,
     unreadable: BTreeSet<u64>,
 }
 
-/// The variants of one LSN's header and who vouches for each. More than one variant is a contradiction.
-type Known = Vec<(Header, BTreeSet<ClientId>)>;
+/// The variants of one LSN's header. More than one is a contradiction.
+type Known = Vec<Variant>;
 
 /// A roll call in progress.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -147,10 +149,15 @@ pub struct Recovery {
     evaluated: Time,
     reporters: BTreeMap<ClientId, Reporter>,
     known: BTreeMap<Lsn, Known>,
-    /// Where a command is placed, by whomever: at one LSN, unless somebody lies.
-    placed: BTreeMap<(ClientId, Request), BTreeSet<Lsn>>,
+    /// LSNs of more than one variant.
+    disputed: BTreeSet<Lsn>,
+    /// Where commands are placed, by whomever: each at one LSN, unless somebody lies.
+    placed: BTreeSet<(ClientId, Request, Lsn)>,
     /// Verified against the digest under which they were reported.
     payloads: BTreeMap<(ClientId, Request), (Digest, Bytes)>,
+    payload_bytes: u64,
+    /// What could be supplied now.
+    supplied: Ranges,
     excluded: BTreeSet<ClientId>,
     resolved: Option<GapPolicy>,
     judging: Option<Skipping>,
@@ -191,8 +198,11 @@ impl Recovery {
             evaluated: now,
             reporters: BTreeMap::new(),
             known: BTreeMap::new(),
-            placed: BTreeMap::new(),
+            disputed: BTreeSet::new(),
+            placed: BTreeSet::new(),
             payloads: BTreeMap::new(),
+            payload_bytes: 0,
+            supplied: Ranges::default(),
             excluded: BTreeSet::new(),
             resolved: None,
             judging: None,
@@ -227,13 +237,13 @@ impl Recovery {
             stable: Lsn(0),
             offered: BTreeMap::new(),
             replies: BTreeMap::new(),
-            wanted: BTreeMap::new(),
-            asked: BTreeMap::new(),
-            vouched: BTreeSet::new(),
+            wanted: Owed::default(),
+            asked: Owed::default(),
+            vouched: Vec::new(),
             in_doubt: BTreeSet::new(),
             shares: BTreeMap::new(),
-            shares_wanted: BTreeMap::new(),
-            shares_asked: BTreeMap::new(),
+            shares_wanted: Owed::default(),
+            shares_asked: Owed::default(),
             unreadable: BTreeSet::new(),
         };
         self.reporters.insert(client, reporter);
@@ -258,13 +268,17 @@ impl Recovery {
         let Some(reporter) = self.reporters.remove(&client) else { return };
         for lsn in reporter.vouched {
             let Some(variants) = self.known.get_mut(&lsn) else { continue };
-            for (_, vouchers) in variants.iter_mut() {
-                vouchers.remove(&client);
+            for variant in variants.iter_mut() {
+                variant.disavow(client);
             }
-            variants.retain(|(_, vouchers)| !vouchers.is_empty());
+            variants.retain(|variant| !variant.vouchers.is_empty());
+            if variants.len() < 2 {
+                self.disputed.remove(&lsn);
+            }
             if variants.is_empty() {
                 self.known.remove(&lsn);
             }
+            self.note_supply(lsn);
         }
     }
 
@@ -273,7 +287,28 @@ impl Recovery {
     /// # Errors
     /// [`Code::Protocol`] if it says what no honest client can say; the stream should end.
     pub fn report(&mut self, now: Time, client: ClientId, part: Report) -> Result<(), Error> {
-        let Some(reporter) = self.reporters.get_mut(&client) else { return Ok(()) };
+        // Taken out, so that an item costs no search for who reported it.
+        let Some(mut reporter) = self.reporters.remove(&client) else { return Ok(()) };
+        let end = part.end;
+        let took = self.take_part(now, &mut reporter, client, part);
+        self.reporters.insert(client, reporter);
+        for Origin { client, request } in took? {
+            self.want(client, request);
+        }
+        if end {
+            self.want_offered(client);
+        }
+        Ok(())
+    }
+
+    /// Takes the items of a part; returns which commands of others are placed by it.
+    fn take_part(
+        &mut self,
+        now: Time,
+        reporter: &mut Reporter,
+        client: ClientId,
+        part: Report,
+    ) -> Result<Vec<Origin>, Error> {
         if reporter.complete {
             return Err(Error::new(Code::Protocol, "the report goes on after its end"));
         }
@@ -286,13 +321,12 @@ impl Recovery {
         if takes_part(part.stable.0) {
             reporter.stable = reporter.stable.max(part.stable.1);
         }
+        let mut placed = Vec::new();
         for item in part.items {
             let header = match item {
                 ReportItem::InDoubt { request, length, digest } => {
-                    self.offer(client, request, (length, digest));
-                    if let Some(reporter) = self.reporters.get_mut(&client) {
-                        reporter.in_doubt.insert(request);
-                    }
+                    reporter.offered.insert(request, (length, digest));
+                    reporter.in_doubt.insert(request);
                     continue;
                 }
                 ReportItem::Held { header, reply } => {
@@ -300,17 +334,15 @@ impl Recovery {
                     let (Some(origin), Body::Command | Body::Noop) = (own, &header.body) else {
                         return Err(Error::new(Code::Protocol, "a client holds only commands of its own"));
                     };
-                    self.offer(client, origin.request, (header.length, header.digest));
-                    if let (Some(reply), Some(reporter)) = (reply, self.reporters.get_mut(&client)) {
+                    reporter.offered.insert(origin.request, (header.length, header.digest));
+                    if let Some(reply) = reply {
                         reporter.replies.insert(header.lsn, reply);
                     }
                     header
                 }
                 ReportItem::Share { epoch, id, hold_until, length } => {
-                    if let Some(reporter) = self.reporters.get_mut(&client).filter(|_| epoch == of) {
-                        let relevant = hold_until > self.base;
-                        reporter.shares.extend(relevant.then_some((id, length)));
-                    }
+                    let relevant = epoch == of && hold_until > self.base;
+                    reporter.shares.extend(relevant.then_some((id, length)));
                     continue;
                 }
                 ReportItem::Header(header) => {
@@ -325,43 +357,53 @@ impl Recovery {
                 return Err(Error::new(Code::Protocol, format!("no entry has the header reported of {}", header.lsn)));
             }
             if takes_part(header.epoch) && header.lsn > self.base {
-                self.vouch(header, client);
+                reporter.vouched.push(header.lsn);
+                // Its own are wanted when its report is complete.
+                let others = self.vouch(header, client).filter(|origin| origin.client != client);
+                placed.extend(others);
             }
         }
-        if part.end
-            && let Some(reporter) = self.reporters.get_mut(&client)
-        {
-            reporter.complete = true;
-            let offered: Vec<Request> = reporter.offered.keys().copied().collect();
-            for request in offered {
-                self.want(client, request);
-            }
-        }
-        Ok(())
+        reporter.complete = part.end;
+        Ok(placed)
     }
 
-    /// A reporter has the payload of this request.
-    fn offer(&mut self, client: ClientId, request: Request, what: (u32, Digest)) {
-        if let Some(reporter) = self.reporters.get_mut(&client) {
-            reporter.offered.insert(request, what);
-        }
-    }
-
-    fn vouch(&mut self, header: Header, client: ClientId) {
+    /// Somebody vouches for a header. Returns the command that is placed by it, if it was not before.
+    fn vouch(&mut self, header: Header, client: ClientId) -> Option<Origin> {
         let lsn = header.lsn;
         let origin = header.origin.filter(|_| header.body == Body::Command);
-        if let Some(reporter) = self.reporters.get_mut(&client) {
-            reporter.vouched.insert(lsn);
-        }
         let variants = self.known.entry(lsn).or_default();
-        if let Some((_, vouchers)) = variants.iter_mut().find(|(variant, _)| *variant == header) {
-            vouchers.insert(client);
-        } else {
-            variants.push((header, BTreeSet::from([client])));
+        if let Some(variant) = variants.iter_mut().find(|variant| variant.header == header) {
+            variant.vouch(client);
+            return None;
         }
-        if let Some(origin) = origin {
-            self.placed.entry((origin.client, origin.request)).or_default().insert(lsn);
-            self.want(origin.client, origin.request);
+        let vouchers = vec![client];
+        if variants.is_empty() {
+            *variants = vec![Variant { header, vouchers }];
+        } else {
+            variants.push(Variant { header, vouchers });
+            self.disputed.insert(lsn);
+        }
+        if let Some(Origin { client, request }) = origin {
+            self.placed.insert((client, request, lsn));
+        }
+        self.note_supply(lsn);
+        origin
+    }
+
+    /// Notes whether an entry could be supplied now: to be called whenever that may have changed.
+    fn note_supply(&mut self, lsn: Lsn) {
+        let is_supplied = self.supply(lsn).is_some();
+        self.supplied.set(lsn, is_supplied);
+    }
+
+    /// A report is complete: marks what was placed, of all that it offers, as wanted.
+    fn want_offered(&mut self, client: ClientId) {
+        let offered = self.reporters.get_mut(&client).map(|reporter| std::mem::take(&mut reporter.offered));
+        for (request, what) in offered.iter().flatten() {
+            self.want_as(client, *request, *what);
+        }
+        if let (Some(offered), Some(reporter)) = (offered, self.reporters.get_mut(&client)) {
+            reporter.offered = offered;
         }
     }
 
@@ -369,30 +411,39 @@ impl Recovery {
     /// pulled all the same: once somebody is excluded it has to be here.
     fn want(&mut self, client: ClientId, request: Request) {
         let Some(reporter) = self.reporters.get(&client).filter(|reporter| reporter.complete) else { return };
-        let Some((length, digest)) = reporter.offered.get(&request).copied() else { return };
+        if let Some(what) = reporter.offered.get(&request).copied() {
+            self.want_as(client, request, what);
+        }
+    }
+
+    fn want_as(&mut self, client: ClientId, request: Request, (length, digest): (u32, Digest)) {
         let origin = Some(Origin { client, request });
-        let places = self.placed.get(&(client, request)).into_iter().flatten();
-        let mut headers = places.filter_map(|lsn| self.known.get(lsn)).flatten().map(|(header, _)| header);
-        let placed =
-            headers.any(|header| header.origin == origin && (header.length, header.digest) == (length, digest));
+        let fits = |header: &Header| header.origin == origin && (header.length, header.digest) == (length, digest);
+        let known = |lsn| self.known.get(&lsn).into_iter().flatten();
+        let placed = self.places(client, request).flat_map(known).any(|variant| fits(&variant.header));
         let member = self.shares.members.get(&(client, request)) == Some(&(length, digest));
         let here = self.payloads.get(&(client, request)).is_some_and(|(have, _)| *have == digest);
-        if let Some(reporter) = self.reporters.get_mut(&client)
-            && (placed || member)
+        if (placed || member)
             && length > 0
             && !here
-            && !reporter.asked.contains_key(&request)
+            && let Some(reporter) = self.reporters.get_mut(&client)
+            && !reporter.asked.contains(&request)
         {
             reporter.wanted.insert(request, length);
         }
+    }
+
+    /// Where a command is placed.
+    fn places(&self, client: ClientId, request: Request) -> impl Iterator<Item = Lsn> + '_ {
+        let all = (client, request, Lsn(0))..=(client, request, Lsn(u64::MAX));
+        self.placed.range(all).map(|(_, _, lsn)| *lsn)
     }
 
     /// The pulls that the credits allow now, per stream.
     pub fn pulls(&mut self) -> Vec<(Conn, Vec<Request>, Vec<u64>)> {
         let mut pulls = Vec::new();
         for reporter in self.reporters.values_mut() {
-            let asked = reporter.asked.values().chain(reporter.shares_asked.values());
-            let mut used: u64 = asked.map(|length| u64::from(*length)).sum();
+            let mut used = reporter.asked.bytes() + reporter.shares_asked.bytes();
             let mut requests = Vec::new();
             while used < self.credit_bytes {
                 let Some((request, length)) = reporter.wanted.pop_first() else {
@@ -427,6 +478,7 @@ impl Recovery {
             return Ok(());
         };
         self.progress = now;
+        let mut taken = Vec::with_capacity(payloads.items.len());
         for (request, payload) in payloads.items {
             if reporter.asked.remove(&request).is_none() {
                 continue;
@@ -441,8 +493,16 @@ impl Recovery {
                     format!("client {client} announced another payload for request {request} than it sent"),
                 ));
             };
-            self.payloads.insert((client, request), (*digest, payload));
+            self.payload_bytes += payload.len() as u64;
+            let before = self.payloads.insert((client, request), (*digest, payload));
+            self.payload_bytes -= before.map_or(0, |(_, payload)| payload.len() as u64);
             self.shares.stale = true;
+            taken.push(request);
+        }
+        for request in taken {
+            for lsn in self.places(client, request).collect::<Vec<_>>() {
+                self.note_supply(lsn);
+            }
         }
         self.take_shares(client, payloads.shares)
     }
@@ -520,13 +580,15 @@ impl Recovery {
         if self.judging.is_some() {
             return Next::Wait;
         }
+        let [_, hard] = self.deadlines();
+        // Whoever stands there and does not send what it announced holds up a recovery no longer than the hard cap.
+        if self.is_pulling() && hard.is_none_or(|at| now < at) {
+            return Next::Wait;
+        }
         let missing = self.awaited();
         let everyone = missing.is_empty();
         let decided = self.decided(now, everyone);
-        let [_, hard] = self.deadlines();
-        // Whoever stands there and does not send what it announced holds up a recovery no longer than the hard cap.
-        let pulling = self.is_pulling() && hard.is_none_or(|at| now < at);
-        if (!everyone && decided.is_none() && !self.may_lack(now, &missing)) || pulling {
+        if !everyone && decided.is_none() && !self.may_lack(now, &missing) {
             return Next::Wait;
         }
         // What nobody has a header of may still be known from shares.
@@ -578,7 +640,7 @@ impl Recovery {
         for entry in &plan.entries {
             if let Err(error) = trial.apply_header(&entry.header, None) {
                 let vouchers = self.known.get(&entry.header.lsn).into_iter().flatten();
-                let who = vouchers.flat_map(|(_, who)| who.iter().copied()).collect();
+                let who = vouchers.flat_map(|variant| variant.vouchers.iter().copied()).collect();
                 self.conflict = Some((Error::new(Code::Conflict, error.message()), who));
                 return Next::Wait;
             }
@@ -621,7 +683,7 @@ impl Recovery {
 
     fn header(&self, lsn: Lsn) -> Option<&Header> {
         match self.known.get(&lsn).map(Vec::as_slice) {
-            Some([(header, _)]) => Some(header),
+            Some([variant]) => Some(&variant.header),
             Some(_) => None,
             None => self.shares.entries.get(&lsn).map(|entry| &entry.header),
         }
@@ -629,12 +691,10 @@ impl Recovery {
 
     /// Two reports that cannot both be true, or one that cannot.
     fn contradiction(&self, strict: bool) -> Option<(Error, Vec<ClientId>)> {
-        for (lsn, variants) in &self.known {
-            if variants.len() > 1 {
-                let who = variants.iter().flat_map(|(_, who)| who.iter().copied()).collect();
-                let why = format!("reports disagree on entry {lsn} of epoch {}: exclude one of the accused", self.of);
-                return Some((Error::new(Code::Conflict, why), who));
-            }
+        if let Some((lsn, variants)) = self.disputed.first().and_then(|lsn| Some((lsn, self.known.get(lsn)?))) {
+            let who = variants.iter().flat_map(|variant| variant.vouchers.iter().copied()).collect();
+            let why = format!("reports disagree on entry {lsn} of epoch {}: exclude one of the accused", self.of);
+            return Some((Error::new(Code::Conflict, why), who));
         }
         if let Some(error) = self.shares.error.as_ref().filter(|_| self.resolved.is_none()) {
             return Some((error.clone(), Vec::new()));
@@ -661,19 +721,24 @@ impl Recovery {
         None
     }
 
-    fn supply(&self, lsn: Lsn) -> Option<Entry> {
+    /// What the entry at `lsn` would be rebuilt from.
+    fn supply(&self, lsn: Lsn) -> Option<(&Header, Option<&Bytes>)> {
         let header = self.header(lsn)?;
         let payload = match (&header.body, header.origin) {
-            (Body::Command, Some(_)) if header.length == 0 => Bytes::new(),
-            (Body::Command, Some(origin)) => {
+            (Body::Command, Some(origin)) if header.length > 0 => {
                 let reported = self.payloads.get(&(origin.client, origin.request));
                 let reported = reported.filter(|it| is_of(it, header)).map(|(_, payload)| payload);
                 let decoded = || self.shares.entries.get(&lsn).filter(|entry| entry.header == *header);
-                reported.or_else(|| decoded().map(|entry| &entry.payload))?.clone()
+                Some(reported.or_else(|| decoded().map(|entry| &entry.payload))?)
             }
-            (_, _) => Bytes::new(),
+            (_, _) => None,
         };
-        Some(Entry { header: header.clone(), payload })
+        Some((header, payload))
+    }
+
+    fn supply_entry(&self, lsn: Lsn) -> Option<Entry> {
+        let (header, payload) = self.supply(lsn)?;
+        Some(Entry { header: header.clone(), payload: payload.cloned().unwrap_or_default() })
     }
 
     /// The LSNs of which anything is known, in order.
@@ -689,14 +754,14 @@ impl Recovery {
 
     fn walk(&self) -> Walk {
         let observed = self.observed();
-        let mut walk = Walk { entries: Vec::new(), gaps: Vec::new(), last: self.base };
+        let mut walk = Walk { entries: Vec::with_capacity(self.known.len()), gaps: Vec::new(), last: self.base };
         // Gaps are ranges between what is known: an absurd `observed` costs nothing.
         for lsn in self.lsns() {
             let next = walk.last.next();
             if lsn > observed && (lsn != next || !rule::on(Rule::RebuildPastObserved)) {
                 break;
             }
-            let Some(entry) = self.supply(lsn) else {
+            let Some(entry) = self.supply_entry(lsn) else {
                 if lsn > observed {
                     break;
                 } else {
@@ -713,6 +778,7 @@ impl Recovery {
             walk.gaps.push(walk.last.next()..observed.next());
             walk.last = observed;
         }
+        debug_assert_eq!(walk.gaps, self.supplied.gaps(self.base, observed), "what can be supplied was noted");
         walk
     }
 
@@ -720,7 +786,8 @@ impl Recovery {
     pub fn status(&self) -> RecoveryStatus {
         let awaited = self.awaited();
         let pulling = self.is_pulling();
-        let walk = self.walk();
+        let observed = self.observed();
+        let missing = self.supplied.gaps(self.base, observed);
         let known = self.known.last_key_value().map_or(self.base, |(lsn, _)| *lsn);
         let conflict = self.conflict.clone().or_else(|| self.contradiction(false));
         let (pulled_shares, shares) = self.share_counts();
@@ -729,17 +796,16 @@ impl Recovery {
             () if self.judging.is_some() => "judging",
             () if !awaited.is_empty() => "roll-call",
             () if pulling => "pulling",
-            () if !walk.gaps.is_empty() => "gaps",
+            () if !missing.is_empty() => "gaps",
             () => "concluding",
         };
-        let lost_by_stop = walk.gaps.first().map_or(0, |gap| self.observed().max(known).next().0 - gap.start.0);
-        let owed = self.reporters.values().flat_map(|reporter| reporter.wanted.values().chain(reporter.asked.values()));
-        let owed: u64 = owed.map(|length| u64::from(*length)).sum();
-        let pulled_bytes = self.payloads.values().map(|(_, payload)| payload.len() as u64).sum();
+        let lost_by_stop = missing.first().map_or(0, |gap| observed.max(known).next().0 - gap.start.0);
+        let owed: u64 = self.reporters.values().map(|reporter| reporter.wanted.bytes() + reporter.asked.bytes()).sum();
+        let pulled_bytes = self.payload_bytes;
         RecoveryStatus {
             phase: phase.to_owned(),
             base: self.base,
-            observed: self.observed(),
+            observed,
             known,
             reported: self.roster.len() - awaited.len(),
             roster: self.roster.len(),
@@ -749,7 +815,7 @@ impl Recovery {
             pulled_shares,
             shares,
             decoded: self.shares.entries.len() as u64,
-            missing: walk.gaps,
+            missing,
             lost_by_stop,
             accused: conflict.as_ref().map(|(_, who)| who.clone()).unwrap_or_default(),
             conflict: conflict.map(|(error, _)| error),

@@ -26,6 +26,8 @@ fn generate(root: &Path) -> String {
         .bytes(".")
         // Rare, and many times as large as the other kinds: without the box every record in memory would pay for it.
         .boxed(".tagalong.v1.Header.body.epoch_start")
+        // Idle streams are many; src/net/buffers.rs says more.
+        .codec_path("crate::net::buffers::Codec")
         .compile_fds(descriptors)
         .expect("generated code");
     fs::read_to_string(out.path().join("tagalong.v1.rs")).expect("one file for the package tagalong.v1")

@@ -15,18 +15,22 @@ use serde_json::json;
 
 mod datagrams;
 mod disk;
+mod growth;
 mod latency;
 mod limit;
 mod load;
 mod lost;
 mod node;
+mod pair;
 mod plain;
 #[path = "../../examples/disaster/process.rs"]
 #[allow(dead_code)]
 mod process;
+mod recovery;
 #[path = "../../examples/disaster/relay.rs"]
 #[allow(dead_code)]
 mod relay;
+mod restart;
 mod service;
 mod smfs;
 mod table;
@@ -52,12 +56,24 @@ enum What {
     Limit(limit::LimitArgs),
     /// What a disaster costs.
     Lost(lost::LostArgs),
+    /// What it costs as it grows.
+    Growth(growth::GrowthArgs),
+    /// How long a takeover takes.
+    Recovery(recovery::RecoveryArgs),
+    /// How long a node takes to start on a long log.
+    Restart(restart::RestartArgs),
     #[command(hide = true)]
     Node(node::NodeArgs),
     #[command(hide = true)]
     Load(load::LoadArgs),
     #[command(hide = true)]
     Echo,
+    #[command(hide = true)]
+    Holders(recovery::HoldersArgs),
+    #[command(hide = true)]
+    Senders(recovery::SendersArgs),
+    #[command(hide = true)]
+    Sink,
     #[command(hide = true)]
     SmfsPrimary(smfs::PrimaryArgs),
     #[command(hide = true)]
@@ -96,9 +112,15 @@ fn main() -> ExitCode {
             match arguments.what {
                 What::Limit(args) => limit::run(args).await,
                 What::Lost(args) => lost::run(args).await,
+                What::Restart(args) => restart::run(args).await,
                 What::Node(args) => node::run(args).await,
                 What::Load(args) => load::run(args).await,
                 What::Echo => echo().await,
+                What::Growth(args) => growth::run(args).await,
+                What::Recovery(args) => recovery::run(args).await,
+                What::Holders(args) => recovery::run_holders(args).await,
+                What::Senders(args) => recovery::run_senders(args).await,
+                What::Sink => recovery::run_sink().await,
                 What::SmfsPrimary(args) => smfs::run_primary(args).await,
                 What::SmfsBackup(args) => smfs::run_backup(args).await,
             }

@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use serde_json::json;
 use tagalong::log::Level;
-use tagalong::net::ShareKey;
+use tagalong::net::{NodeEvents, ShareKey};
+use tagalong::node::NodeEvent;
 use tagalong::primary::PrimarySettings;
 use tagalong::store::file::{FileLog, FileLogOptions};
 use tagalong::{Backup, Primary};
@@ -55,7 +56,7 @@ impl Mode {
         matches!(self, Self::Tagged | Self::TaggedLogged | Self::Covered)
     }
 
-    fn settings(self) -> PrimarySettings {
+    fn settings(self, delta_bytes_max: u64) -> PrimarySettings {
         let lowest = match self {
             Self::Async | Self::AsyncLogged => Level::Local,
             Self::Sync | Self::SyncLogged => Level::Stable,
@@ -64,7 +65,7 @@ impl Mode {
         };
         let reply_after_log = matches!(self, Self::AsyncLogged | Self::SyncLogged | Self::TaggedLogged);
         let f = u8::from(self == Self::Covered);
-        PrimarySettings { lowest, f, reply_after_log, ..PrimarySettings::default() }
+        PrimarySettings { lowest, f, reply_after_log, delta_bytes_max, ..PrimarySettings::default() }
     }
 }
 
@@ -81,6 +82,9 @@ pub(crate) struct NodeArgs {
     /// Where it reaches the primary; it is the backup then.
     #[arg(long)]
     pub(crate) follow: Option<String>,
+    /// Writes wait while the delta exceeds this.
+    #[arg(long, default_value_t = 1 << 30)]
+    pub(crate) delta_bytes_max: u64,
 }
 
 /// The secret of all services here: nobody's data is in them.
@@ -94,7 +98,8 @@ pub(crate) async fn run(args: NodeArgs) -> Result<()> {
     let log = FileLog::open(&args.folder, FileLogOptions::default())?;
     match &args.follow {
         None => {
-            let mut builder = Primary::builder("east", log, Tally::default()).settings(args.mode.settings());
+            let mut builder =
+                Primary::builder("east", log, Tally::default()).settings(args.mode.settings(args.delta_bytes_max));
             if args.mode.shares() {
                 builder = builder.share_key(share_key());
             }
@@ -109,8 +114,8 @@ pub(crate) async fn run(args: NodeArgs) -> Result<()> {
             primary.abort().await;
         }
         Some(endpoint) => {
-            let mut builder =
-                Backup::builder("west", log, Tally::default(), endpoint.clone()).settings(args.mode.settings());
+            let mut builder = Backup::builder("west", log, Tally::default(), endpoint.clone())
+                .settings(args.mode.settings(args.delta_bytes_max));
             if args.mode.shares() {
                 builder = builder.share_key(share_key());
             }
@@ -121,8 +126,25 @@ pub(crate) async fn run(args: NodeArgs) -> Result<()> {
             tell(&json!({ "event": "listening", "address": backup.local_addr().to_string() }));
             backup.in_sync().await?;
             tell(&json!({ "event": "in-sync" }));
-            obey(&mut orders).await?;
+            tokio::select! {
+                // It ends with the node, and has then nothing more to tell.
+                told = tell_open(backup.events()) => told?,
+                obeyed = obey(&mut orders) => obeyed?,
+            }
             backup.abort().await;
+        }
+    }
+    Ok(())
+}
+
+/// Tells when the backup serves as the primary, and how many entries it had to decode for that.
+async fn tell_open(mut events: NodeEvents) -> Result<()> {
+    let mut decoded = 0;
+    while let Some(event) = events.next().await {
+        match event {
+            NodeEvent::Decoded { entries, .. } => decoded = entries,
+            NodeEvent::Opened { .. } => tell(&json!({ "event": "open", "decoded": decoded })),
+            _ => {}
         }
     }
     Ok(())
@@ -141,6 +163,9 @@ pub(crate) fn answer(order: &str) -> Result<()> {
     if order == "usage" {
         let Usage { cpu_us, memory } = Usage::of_this_process()?;
         tell(&json!({ "event": "usage", "cpu_us": cpu_us, "memory": memory }));
+    }
+    if order == "peak" {
+        tell(&json!({ "event": "peak", "memory": Usage::peak_of_this_process()? }));
     }
     Ok(())
 }

@@ -82,6 +82,28 @@ pub(crate) async fn serve_echo(tell: impl FnOnce(std::net::SocketAddr)) -> Resul
     Ok(server().add_service(service).serve_with_incoming(incoming).await?)
 }
 
+/// Takes every message, answers none, and ends a stream when its client does.
+#[derive(Clone)]
+struct Sink;
+
+#[tonic::async_trait]
+impl plain_server::Plain for Sink {
+    type ExchangeStream = Answers;
+
+    async fn exchange(&self, request: Request<Streaming<Writes>>) -> Result<Response<Answers>, Status> {
+        Ok(Response::new(Box::pin(request.into_inner().filter(Result::is_err))))
+    }
+}
+
+/// Serves the sink until the process ends; tells the address first.
+pub(crate) async fn serve_sink(tell: impl FnOnce(std::net::SocketAddr)) -> Result<()> {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
+    tell(listener.local_addr()?);
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let service = plain_server::PlainServer::new(Sink).max_decoding_message_size(MESSAGE_BYTES_MAX);
+    Ok(server().add_service(service).serve_with_incoming(incoming).await?)
+}
+
 /// A server with the library's settings.
 pub(crate) fn server() -> Server {
     Server::builder()

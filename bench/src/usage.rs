@@ -33,6 +33,14 @@ impl Usage {
         Ok(Usage { cpu_us: (ticks(11) + ticks(12)) * 1_000_000 / TICKS_PER_S, memory: kilobytes << 10 })
     }
 
+    /// The most memory that was resident at once so far.
+    pub(crate) fn peak_of_this_process() -> Result<u64> {
+        let status = fs::read_to_string("/proc/self/status")?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or_default();
+        let kilobytes: u64 = line.split_whitespace().next().and_then(|number| number.parse().ok()).unwrap_or(0);
+        Ok(kilobytes << 10)
+    }
+
     /// The processor's time since then.
     pub(crate) fn since(self, earlier: Usage) -> Usage {
         Usage { cpu_us: self.cpu_us.saturating_sub(earlier.cpu_us), memory: self.memory }

@@ -1,6 +1,6 @@
 //! Which node the client talks to, and how a session is established on a stream: hello, attach, report, welcome.
 
-use super::{Client, ClientEvent, ClientOutput, Live, REPORT_ITEMS, Session};
+use super::{Client, ClientEvent, ClientOutput, Live, REPORT_ITEMS, REPORT_PARTS, Session};
 use crate::client::image::{CacheOp, Identity, Verdict, rolled_back, verdict};
 use crate::error::{Code, Error};
 use crate::log::{Epoch, Lsn, Reign, Request, Time};
@@ -178,9 +178,10 @@ impl Client {
             length: u32::try_from(share.body.len()).unwrap_or(u32::MAX),
         }));
         let (observed, stable) = (self.image.observed, self.image.stable);
+        let length = REPORT_ITEMS.max(items.len().div_ceil(REPORT_PARTS));
         let mut items = items.into_iter().peekable();
         loop {
-            let part: Vec<ReportItem> = items.by_ref().take(REPORT_ITEMS).collect();
+            let part: Vec<ReportItem> = items.by_ref().take(length).collect();
             let end = items.peek().is_none();
             self.send_to_session(ClientMessage::Report(Report { epoch, items: part, observed, stable, end }));
             if end {
@@ -300,5 +301,63 @@ impl Client {
         }
         self.gate(ClientOutput::Event(ClientEvent::Refused(error)));
         out.push(ClientOutput::Close(conn));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::client::{CacheImage, ClientInput, ClientSettings, Command};
+    use crate::log::{ClientId, ClusterId, Digest, GroupId, Level, NodeId, SessionRole};
+
+    /// All parts of a report are queued at once. One that did not fit the least queue a stream may have cost the stream, and
+    /// with it the report, again and again.
+    #[test]
+    fn a_report_fits_the_queue_of_its_stream() {
+        let (client, domain, role) = (ClientId(1), String::new(), SessionRole::Writer);
+        let mut image = CacheImage::default();
+        image.apply(&CacheOp::Identity(Identity { client, cluster: None, group: None, domain, role }));
+        for request in (1..=100_000).map(Request) {
+            let command = Command {
+                answered: Request(0),
+                level: Level::Tagged,
+                withdrawn: false,
+                digest: Digest::crc32(&[]),
+                tag: None,
+                reply: None,
+                payload: Bytes::new(),
+            };
+            image.apply(&CacheOp::Command { request, command });
+        }
+        let settings = ClientSettings { volatile: true, ..ClientSettings::default() };
+        let (mut out, epoch) = (Vec::new(), Epoch { number: 2, node: NodeId(2), ..Epoch::ZERO });
+        let mut client = Client::new(settings, image, Time(0), &mut out);
+        let status = Status {
+            version: VERSION,
+            features: FEATURES,
+            cluster: ClusterId(1),
+            group: GroupId(1),
+            node: NodeId(2),
+            domain: String::new(),
+            role: Role::Recovering,
+            epoch,
+            endpoints: Vec::new(),
+        };
+        let of = Epoch { number: 1, node: NodeId(1), ..Epoch::ZERO };
+        let roll_call = NodeMessage::RollCall { epoch, of, base: Lsn(0) };
+        client.step(Time(0), ClientInput::Connected(Conn(1)), &mut out);
+        for message in [NodeMessage::Status(status), roll_call] {
+            client.step(Time(0), ClientInput::Message(Conn(1), message), &mut out);
+        }
+        let parts = out.iter().filter_map(|output| match output {
+            ClientOutput::Send(_, ClientMessage::Report(report)) => Some(report),
+            _ => None,
+        });
+        let parts: Vec<_> = parts.map(|part| (part.items.len(), part.end)).collect();
+        assert!(parts.len() < 64, "{} parts", parts.len());
+        assert_eq!(parts.iter().map(|(items, _)| items).sum::<usize>(), 100_000);
+        assert_eq!(parts.iter().position(|(_, end)| *end), Some(parts.len() - 1));
     }
 }

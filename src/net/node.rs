@@ -14,20 +14,19 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use super::storage::{Job, Storage};
 use super::{Clock, JOINED_BYTES, NetSettings, Sealer, ShareKey, guarded, random_u128};
 use crate::error::{Code, Error, Result};
-use crate::log::{Body, ClusterId, Commands, Entry, Epoch, EpochStart, GroupId, Lsn, NodeId, Record};
+use crate::log::{ClusterId, Commands, Entry, Epoch, EpochStart, GroupId, Lsn, NodeId, Record};
 use crate::message::{BackupMessage, ClientMessage, NodeMessage, NodeStatus, PrimaryMessage, Role};
 use crate::node::{Admin, Conn, Input, NodeEvent, Output};
-use crate::recovery::provisional_cut;
-use crate::session::LogState;
 use crate::store::{LogStore, Marks, StateMachine};
 
+mod replay;
 #[cfg(test)]
 mod tests;
 
+use replay::replay;
+
 /// Inputs taken before the batched work is done.
 const BATCH_MAX: usize = 512;
-/// Bytes of log replayed at once.
-const REPLAY_BYTES: usize = 4 << 20;
 /// Records for a backup that nobody waits for gather for so long, or up to so many bytes: each message costs two nodes as
 /// much as dozens of writes, and the link is longer than this.
 const GATHER: Duration = Duration::from_millis(1);
@@ -768,67 +767,6 @@ fn load_marks(log: &mut dyn LogStore, primary: bool) -> Result<Marks> {
         log.save_marks(&marks)?;
     }
     Ok(marks)
-}
-
-/// Cuts what is provisional and rebuilds both halves of the state from the log.
-fn replay(log: &mut dyn LogStore, state: &mut dyn StateMachine, marks: &Marks) -> Result<LogState> {
-    if state.durable() > Lsn(0) {
-        let why = format!(
-            "the state machine says it is durable up to {}; this version rebuilds the state from the log and needs one \
-             that starts empty",
-            state.durable()
-        );
-        return Err(Error::new(Code::InvalidArgument, why));
-    }
-    // What a crash left written but not synced may be read now and be gone later.
-    log.sync()?;
-    if let Some(base) = cut_point(log, marks)? {
-        tracing::warn!(%base, "what lies past the base of a reign that never opened is set aside");
-        log.truncate_after(base)?;
-    }
-    let mut log_state = LogState::new();
-    let bounds = log.bounds();
-    if bounds.start > Lsn(1) {
-        let why = format!("the log begins at {}; this version needs all of it, from 1 on", bounds.start);
-        return Err(Error::new(Code::Corrupt, why));
-    }
-    while log_state.end().next() < bounds.end {
-        let records = log.read(log_state.end().next(), REPLAY_BYTES)?;
-        if records.is_empty() {
-            let why = format!("the log ends at {}, before its own bounds say so", log_state.end());
-            return Err(Error::new(Code::Corrupt, why));
-        }
-        let commands = records.iter().filter(|record| record.entry.header.body == Body::Command);
-        let commands: Vec<&Entry> = commands.map(|record| &record.entry).collect();
-        let mut replies = Vec::with_capacity(commands.len());
-        state.apply(&commands, &mut replies)?;
-        let mut replies = replies.into_iter();
-        for record in &records {
-            let reply = (record.entry.header.body == Body::Command).then(|| replies.next().unwrap_or_default());
-            log_state.apply(record, reply)?;
-        }
-    }
-    Ok(log_state)
-}
-
-/// Where the log is to be cut before the node starts on it, if anywhere.
-fn cut_point(log: &mut dyn LogStore, marks: &Marks) -> Result<Option<Lsn>> {
-    let mut headers = Vec::new();
-    let mut from = marks.base.next().max(log.bounds().start);
-    while marks.reign != Epoch::ZERO && from < log.bounds().end {
-        let records: Vec<Record> = log.read(from, REPLAY_BYTES)?;
-        let Some(last) = records.last() else { break };
-        from = last.lsn().next();
-        let begins = |record: &Record| {
-            record.entry.header.epoch == marks.reign && matches!(record.entry.header.body, Body::EpochStart(_))
-        };
-        let found = records.iter().any(begins);
-        headers.extend(records.into_iter().map(|record| record.entry.header));
-        if found {
-            break;
-        }
-    }
-    Ok(provisional_cut(marks, headers.iter()))
 }
 
 /// How long an ended node's server may take to close its streams.

@@ -15,6 +15,9 @@ use crate::node::{Conn, NodeEvent, Output};
 use crate::recovery::Plan;
 use crate::rule::{self, Rule};
 
+/// Bytes of records appended at once.
+const APPEND_BYTES: u64 = 8 << 20;
+
 /// A system entry that waits for its LSN.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Proposal {
@@ -227,8 +230,17 @@ impl Primary {
         }
         self.unstable.push(records.clone());
         self.feed_cover(now);
-        if !records.is_empty() {
-            out.push(Output::Append(records.clone()));
+        // In pieces, so that the first are on their way to the disk while the last are still being encoded.
+        let mut from = 0;
+        while from < records.len() {
+            let mut bytes = 0;
+            let fits = |record: &&Record| {
+                bytes += record.cost();
+                bytes <= APPEND_BYTES
+            };
+            let upto = from + records[from..].iter().take_while(fits).count().max(1);
+            out.push(Output::Append(records.slice(from..upto)));
+            from = upto;
         }
         match purpose {
             Purpose::Work => {

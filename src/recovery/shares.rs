@@ -46,7 +46,7 @@ impl Recovery {
         for (client, reporter) in self.reporters.iter_mut().filter(|(_, reporter)| reporter.complete) {
             for (id, length) in &reporter.shares {
                 let here = self.shares.bodies.contains_key(&(*client, *id)) || reporter.unreadable.contains(id);
-                if !here && !reporter.shares_asked.contains_key(id) {
+                if !here && !reporter.shares_asked.contains(id) {
                     reporter.shares_wanted.insert(*id, *length);
                 }
             }
@@ -82,7 +82,12 @@ impl Recovery {
                     self.want(origin.client, origin.request);
                 }
                 if header.lsn > self.base {
-                    self.vouch(header, client);
+                    if let Some(reporter) = self.reporters.get_mut(&client) {
+                        reporter.vouched.push(header.lsn);
+                    }
+                    if let Some(origin) = self.vouch(header, client) {
+                        self.want(origin.client, origin.request);
+                    }
                 }
             }
         }
@@ -94,8 +99,14 @@ impl Recovery {
         for key in ids.collect::<Vec<_>>() {
             self.shares.bodies.remove(&key);
         }
-        self.shares.entries.clear();
+        self.forget_decoded();
         self.shares.stale = true;
+    }
+
+    fn forget_decoded(&mut self) {
+        for lsn in std::mem::take(&mut self.shares.entries).into_keys() {
+            self.note_supply(lsn);
+        }
     }
 
     /// How many shares are here, of how many were reported.
@@ -128,11 +139,14 @@ impl Recovery {
     /// Solves for what only shares can supply, from everything that is here now.
     pub(super) fn decode(&mut self) {
         self.shares.stale = false;
-        self.shares.entries.clear();
+        self.forget_decoded();
         self.shares.error = None;
         match self.decode_stripes().and_then(|()| self.decode_windows()) {
             Ok(()) => {}
             Err(error) => self.shares.error = Some(error),
+        }
+        for lsn in self.shares.entries.keys().copied().filter(|lsn| *lsn > self.base).collect::<Vec<_>>() {
+            self.note_supply(lsn);
         }
     }
 
@@ -201,7 +215,7 @@ impl Recovery {
             for (at, lsn) in members.iter().enumerate() {
                 terms.push(((*lsn, SYMBOL), plain.coefficient(*id, at)));
                 if seen.insert(*lsn) {
-                    let entry = self.shares.history.get(lsn).cloned().or_else(|| self.supply(*lsn));
+                    let entry = self.shares.history.get(lsn).cloned().or_else(|| self.supply_entry(*lsn));
                     if let Some(entry) = entry {
                         known.insert(*lsn);
                         decoder.know((*lsn, SYMBOL), encode_symbol(&entry).into())?;

@@ -11,8 +11,9 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::backup::BackupSettings;
-use crate::log::{ClientId, Digest, Header, Origin, Request, SessionInfo, Target, Time};
+use crate::log::{Body, ClientId, Digest, Header, Origin, Record, Request, SessionInfo, Target, Time};
 use crate::primary::PrimarySettings;
+use crate::session::LogState;
 use crate::store::file::{FileLog, FileLogOptions, read_cut};
 
 const EAST: NodeId = NodeId(1);
@@ -157,11 +158,88 @@ async fn what_a_reign_that_never_opened_left_is_set_aside() {
 #[tokio::test]
 async fn what_a_reign_that_opened_rebuilt_is_kept() {
     for whose in Whose::ALL {
-        for size in [10, REPLAY_BYTES] {
+        for size in [10, replay::PART_BYTES] {
             let dir = directory(whose, true, size);
             assert_eq!(start(dir.path(), whose.start()).await, (vec![3, 4, 5, 6], Lsn(7)), "{whose:?}, {size} bytes");
             assert_eq!(open(dir.path()).bounds(), Lsn(1)..Lsn(8), "{whose:?}, {size} bytes");
             assert_eq!(cut(dir.path()), [], "{whose:?}, {size} bytes");
+        }
+    }
+}
+
+/// A state machine that fails when it is given a certain LSN: it answers otherwise than the log says, or its disk does not.
+struct Fails(Lsn, bool);
+
+impl StateMachine for Fails {
+    fn apply(&mut self, commands: &[&Entry], replies: &mut Vec<Bytes>) -> io::Result<()> {
+        let there = commands.iter().position(|command| command.header.lsn == self.0);
+        if there.is_some() && self.1 {
+            return Err(io::Error::other("no room"));
+        }
+        replies.extend(commands.iter().map(|_| Bytes::new()));
+        if let Some(at) = there {
+            let at = replies.len() - commands.len() + at;
+            replies[at] = Bytes::from_static(b"?");
+        }
+        Ok(())
+    }
+    fn query(&mut self, _: &Bytes) -> io::Result<Bytes> {
+        Ok(Bytes::new())
+    }
+    fn snapshot(&self, _: &mut dyn io::Write) -> io::Result<()> {
+        Ok(())
+    }
+    fn restore(&mut self, _: &mut dyn io::Read) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A log of many parts, with other entries between the commands.
+fn long_history() -> Vec<Record> {
+    let first = EpochStart { target: Target::Own, ..EpochStart::default() };
+    let mut records = vec![
+        system(FIRST, 1, Body::EpochStart(Box::new(first)), None),
+        system(FIRST, 2, Body::Open(SessionInfo::default()), Some(0)),
+    ];
+    for lsn in 3..3000 {
+        records.push(match lsn % 100 {
+            7 => system(FIRST, lsn, Body::Suspend, Some(0)),
+            8 => system(FIRST, lsn, Body::Resume(lsn), Some(0)),
+            50 => system(FIRST, lsn, Body::Noop, None),
+            _ => command(lsn, lsn, 1 << 10),
+        });
+    }
+    records
+}
+
+/// The log is read on one thread and applied on another, in parts: what comes of it is what one record after the other gives.
+#[test]
+fn a_log_of_many_parts_is_replayed_in_order() {
+    let records = long_history();
+    let mut log = crate::store::memory::MemoryLog::default();
+    log.append(&records).unwrap();
+    let given = Arc::default();
+    let found = replay::replay(&mut log, &mut Given(Arc::clone(&given)), &Marks::default()).unwrap();
+    let mut expected = LogState::new();
+    for record in &records {
+        let reply = (record.entry.header.body == Body::Command).then(Bytes::new);
+        expected.apply(record, reply).unwrap();
+    }
+    assert_eq!(found, expected);
+    let commands = records.iter().filter(|record| record.entry.header.body == Body::Command);
+    assert_eq!(*given.lock(), commands.map(|record| record.lsn().0).collect::<Vec<_>>());
+}
+
+/// Wherever it is in the log, with how much still to be read: the start fails with the cause, and does not hang.
+#[test]
+fn a_replay_that_fails_says_why() {
+    let mut log = crate::store::memory::MemoryLog::default();
+    log.append(&long_history()).unwrap();
+    for lsn in [3, 1500, 2999].map(Lsn) {
+        for (broken, code) in [(false, Code::Diverged), (true, Code::Storage)] {
+            let error = replay::replay(&mut log, &mut Fails(lsn, broken), &Marks::default()).unwrap_err();
+            assert_eq!(error.code(), code, "{lsn}: {error}");
+            assert!(broken || error.message().contains(&lsn.to_string()), "{error}");
         }
     }
 }

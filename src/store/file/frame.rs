@@ -152,7 +152,7 @@ impl Frame {
         if !matches!(kind, RECORD | SEAL) || bytes[29..] != [0; 3] {
             return None;
         }
-        if u32::from_le_bytes(field(bytes, 0)) != salted(salt, &bytes[4..]) {
+        if u32::from_le_bytes(field(bytes, 0)) != salted(salt, &field(bytes, 4)) {
             return None;
         }
         Some(Frame {
@@ -201,15 +201,16 @@ fn finish(out: &mut [u8], salt: u64, kind: u8, length: u32, sequence: u64, durab
     out[16..24].copy_from_slice(&durable.to_le_bytes());
     out[24..28].copy_from_slice(&content_crc.to_le_bytes());
     out[28] = kind;
-    let crc = salted(salt, &out[4..]);
+    let crc = salted(salt, &field(out, 4));
     out[..4].copy_from_slice(&crc.to_le_bytes());
 }
 
-fn salted(salt: u64, bytes: &[u8]) -> u32 {
-    let mut crc = crc32fast::Hasher::new();
-    crc.update(&salt.to_le_bytes());
-    crc.update(bytes);
-    crc.finalize()
+/// The checksum of a salt and the rest of a frame's fixed part.
+fn salted(salt: u64, bytes: &[u8; FRAME - 4]) -> u32 {
+    let mut all = [0; FRAME + 4];
+    all[..8].copy_from_slice(&salt.to_le_bytes());
+    all[8..].copy_from_slice(bytes);
+    crc32fast::hash(&all)
 }
 
 fn field<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
