@@ -17,6 +17,28 @@ const DATAGRAM_BYTES: usize = 2048;
 /// Sockets are looked at so often whether they are to be closed.
 const LOOK: Duration = Duration::from_millis(50);
 
+/// A socket waits with so much: a window's worth, so that what is lost is lost by the link.
+const BUFFER_BYTES: usize = 64 << 20;
+
+/// A socket for datagrams on a port of the system's choice. Without the right to a large buffer it has a small one, and loses
+/// more than the link does: [`overrun`] counts it.
+pub(crate) fn socket(patience: Option<Duration>) -> io::Result<UdpSocket> {
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let forced = rustix::net::sockopt::set_socket_recv_buffer_size_force(&socket, BUFFER_BYTES);
+    forced.or_else(|_| rustix::net::sockopt::set_socket_recv_buffer_size(&socket, BUFFER_BYTES))?;
+    socket.set_read_timeout(patience)?;
+    Ok(socket)
+}
+
+/// Datagrams that this machine dropped so far, because a socket's buffer was full.
+pub(crate) fn overrun() -> u64 {
+    let text = std::fs::read_to_string("/proc/net/snmp").unwrap_or_default();
+    let mut lines = text.lines().filter(|line| line.starts_with("Udp:")).map(str::split_whitespace);
+    let (Some(mut names), Some(mut values)) = (lines.next(), lines.next()) else { return 0 };
+    let at = names.position(|name| name == "RcvbufErrors");
+    at.and_then(|at| values.nth(at)?.parse().ok()).unwrap_or(0)
+}
+
 /// How much is lost.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Loss {
@@ -92,12 +114,7 @@ pub(crate) struct Datagrams {
 impl Datagrams {
     /// A link to `target` with this round trip, on a port of the system's choice; `seed` decides what is lost.
     pub(crate) fn start(target: SocketAddr, round_trip: Duration, loss: Loss, seed: u64) -> io::Result<Datagrams> {
-        let socket = || -> io::Result<UdpSocket> {
-            let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
-            socket.set_read_timeout(Some(LOOK))?;
-            Ok(socket)
-        };
-        let (near, far) = (socket()?, socket()?);
+        let (near, far) = (socket(Some(LOOK))?, socket(Some(LOOK))?);
         let address = near.local_addr()?;
         let link = Arc::new(Link {
             one_way: round_trip / 2,
