@@ -152,6 +152,11 @@ impl Datagrams {
         self.link.carried.load(Ordering::Relaxed)
     }
 
+    /// Whether nothing is on its way.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.link.wires.iter().all(|wire| wire.parcels.lock().is_empty())
+    }
+
     /// Datagrams that were lost.
     #[cfg(test)]
     fn lost(&self) -> u64 {

@@ -22,7 +22,7 @@ use crate::service::{Cell, System, measure};
 
 const ABOUT: &str = "
 Primary and clients are in one network namespace, the backup in another, 50 ms away and back over a network in user space that
-loses packets independently; so TCP is the kernel's own, with the congestion control named below. Four clients with 64 writes of
+loses packets independently; so TCP is the kernel's own. Four clients with 64 writes of
 4 KiB in flight each write at full speed for a while. A single TCP stream carries little under loss; what it does not carry is the
 *delta*: what an asynchronous service would lose, and what clients hold where they are tagged.
 ";
@@ -90,14 +90,21 @@ pub(crate) async fn run(plan: &Plan) -> Result<Report> {
         y: "",
         kind: Kind::Bars(table.rows.iter().rev().filter_map(bar).collect()),
     };
-    let about = format!("{}\nCongestion control: `{}`.", ABOUT.trim(), congestion_control());
-    let plots = if network.is_ok() { vec![plot] } else { Vec::new() };
+    let mut about = ABOUT.trim().to_owned();
+    let mut plots = Vec::new();
+    if let Ok(network) = &network {
+        about += &format!("\nCongestion control: `{}`.", congestion_control(&network.sites.name(0)));
+        plots.push(plot);
+    }
     Ok(Report { name: "lossy", title: "A lossy link under TCP", about, tables: vec![table], shows, plots })
 }
 
-/// As the tool's routes have it, unless it says otherwise: its default.
-fn congestion_control() -> &'static str {
-    "cubic"
+/// Which one the routes of a site name; the host's without.
+fn congestion_control(site: &str) -> String {
+    let routes = succeed(Command::new("ip").args(["-netns", site, "route"])).unwrap_or_default();
+    let mut words = routes.split_whitespace().skip_while(|word| *word != "congctl");
+    let host = || std::fs::read_to_string("/proc/sys/net/ipv4/tcp_congestion_control").unwrap_or_default();
+    words.nth(1).map_or_else(|| host().trim().to_owned(), str::to_owned)
 }
 
 /// Moves this process into a site. To be called before it has a second thread, which would stay behind.

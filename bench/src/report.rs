@@ -232,10 +232,13 @@ impl Report {
 
     /// The table of what is to be seen, also for the terminal.
     pub(crate) fn shows_table(&self) -> String {
-        let value = |show: &Show| spread(show.values.iter().copied()).map_or("not measured".into(), |it| it.show(3));
+        let value = |show: &Show| {
+            let digits = if show.values.iter().all(|value| value.fract() == 0.0) { 0 } else { 3 };
+            spread(show.values.iter().copied()).map_or("not measured".into(), |it| it.show(digits))
+        };
         let rows: Vec<_> =
             self.shows.iter().map(|show| vec![show.what.clone(), value(show), show.bar.clone()]).collect();
-        table(&["ratio within a repeat", "median (least-most)", "wanted"], &rows)
+        table(&["what, within a repeat", "median (least-most)", "wanted"], &rows)
     }
 
     fn rows(&self) -> impl Iterator<Item = &Row> {
@@ -305,7 +308,7 @@ mod tests {
         assert!(page.contains("| one | 20 (10-30) |  |"), "{page}");
         assert!(page.contains("| three | skipped: no root |  |"), "{page}");
         assert!(page.contains("* Skipped (three): no root"), "{page}");
-        assert!(page.contains("| one beside two | 2.000 (2.000-3.000) | 1.5 |"), "{page}");
+        assert!(page.contains("| one beside two | 2 (2-3) | 1.5 |"), "{page}");
         assert!(page.contains("of 3 repeats"), "{page}");
     }
 

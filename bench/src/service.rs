@@ -22,7 +22,7 @@ use crate::{Result, redis};
 
 /// Nobody needs longer to start, or to stop.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// What has arrived is taken within this.
+/// Longer than any way through a link here, and than it takes to read what has arrived.
 const SETTLE: Duration = Duration::from_millis(250);
 
 /// What is loaded.
@@ -164,6 +164,31 @@ impl Link {
     }
 }
 
+impl Link {
+    fn is_idle(&self) -> bool {
+        match self {
+            Self::None | Self::Sites(_) => true,
+            Self::Streams(relay) => relay.on_wire() == 0,
+            Self::Datagrams(link) => link.is_idle(),
+        }
+    }
+
+    /// Waits until all that was sent has arrived: for so long nothing more has come, and nothing is on its way.
+    async fn settle(&self) -> Result<()> {
+        let begun = Instant::now();
+        loop {
+            let before = self.carried();
+            tokio::time::sleep(SETTLE).await;
+            if self.carried() == before && self.is_idle() {
+                return Ok(());
+            }
+            if begun.elapsed() > PATIENCE {
+                return Err("the link did not come to rest".into());
+            }
+        }
+    }
+}
+
 /// A node of a service.
 enum Node {
     Ours(Process),
@@ -205,7 +230,6 @@ impl Node {
 /// A service that stands, and whoever loads it.
 pub(crate) struct Service {
     system: System,
-    rtt: Duration,
     primary: Node,
     backup: Option<(Node, SocketAddr)>,
     link: Link,
@@ -282,7 +306,7 @@ impl Service {
         };
         let mut load = start_load(cell, &endpoints, folder)?;
         load.expect("attached", PATIENCE).await?;
-        Ok(Service { system: cell.system, rtt: cell.rtt, primary, backup, link, load })
+        Ok(Service { system: cell.system, primary, backup, link, load })
     }
 
     /// The load begins; returns when it counts.
@@ -349,7 +373,7 @@ impl Service {
     /// became of acknowledged writes.
     pub(crate) async fn lose_primary(&mut self) -> Result<Lost> {
         self.primary.ours()?.kill().await?;
-        tokio::time::sleep(self.rtt / 2 + SETTLE).await;
+        self.link.settle().await?;
         self.cut();
         let tagged = matches!(self.system, System::Service(_));
         let (backup, address) = self.backup.as_mut().ok_or("there is no backup")?;

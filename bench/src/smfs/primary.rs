@@ -70,6 +70,21 @@ struct Gateway {
 }
 
 impl Gateway {
+    fn new(settings: GatewaySettings, far: SocketAddr, disk: Disk) -> std::io::Result<Gateway> {
+        let state = State {
+            encoder: Encoder::default(),
+            packet: Vec::new(),
+            opened: None,
+            sleeps: false,
+            waiting: Vec::new(),
+            next: Lsn(1).0,
+            unconfirmed: BTreeMap::new(),
+            bytes: 0,
+        };
+        let (socket, state) = (datagrams::socket(None)?, Mutex::new(state));
+        Ok(Gateway { socket, far, settings, disk, state, room: Condvar::new(), opened: Condvar::new() })
+    }
+
     /// Orders a message's writes, and sends them.
     fn take(&self, writes: Vec<Write>, stream: &mpsc::UnboundedSender<Write>) {
         let mut state = self.state.lock();
@@ -215,24 +230,7 @@ pub(crate) async fn serve(
     disk: Disk,
     tell: impl FnOnce(SocketAddr),
 ) -> Result<()> {
-    let gateway = Arc::new(Gateway {
-        socket: datagrams::socket(None)?,
-        far,
-        settings,
-        disk,
-        state: Mutex::new(State {
-            encoder: Encoder::default(),
-            packet: Vec::new(),
-            opened: None,
-            sleeps: false,
-            waiting: Vec::new(),
-            next: Lsn(1).0,
-            unconfirmed: BTreeMap::new(),
-            bytes: 0,
-        }),
-        room: Condvar::new(),
-        opened: Condvar::new(),
-    });
+    let gateway = Arc::new(Gateway::new(settings, far, disk)?);
     for run in [Gateway::tick, Gateway::hear] {
         let gateway = Arc::clone(&gateway);
         std::thread::spawn(move || run(&gateway));
@@ -242,4 +240,45 @@ pub(crate) async fn serve(
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     let service = plain_server::PlainServer::new(Service(gateway)).max_decoding_message_size(plain::MESSAGE_BYTES_MAX);
     Ok(server().add_service(service).serve_with_incoming(incoming).await?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::smfs::repair;
+
+    /// A gateway whose groups end only when they are full, and the far end of its link.
+    fn gateway(folder: &std::path::Path) -> (Gateway, UdpSocket) {
+        let far = datagrams::socket(None).expect("a socket");
+        let settings = GatewaySettings { repair_wait_us: 60_000_000, window_bytes: 64 << 20, logged: false };
+        let disk = Disk::open(folder).expect("a log");
+        let gateway = Gateway::new(settings, far.local_addr().expect("an address"), disk).expect("a gateway");
+        (gateway, far)
+    }
+
+    fn writes(count: u64, bytes: usize) -> Vec<Write> {
+        (1..=count).map(|number| Write { number, payload: vec![7; bytes].into() }).collect()
+    }
+
+    #[test]
+    fn a_group_that_ends_within_a_message_is_called_back_at_once() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (gateway, _far) = gateway(folder.path());
+        let (answers, mut queue) = mpsc::unbounded_channel();
+        // One write a packet: the first group holds eight.
+        gateway.take(writes(repair::DATA as u64 + 3, PACKET_BYTES - 100), &answers);
+        let answered: Vec<u64> = std::iter::from_fn(|| queue.try_recv().ok()).map(|answer| answer.number).collect();
+        assert_eq!(answered, (1..=repair::DATA as u64).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn no_answer_is_lost_on_those_who_do_not_read() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (gateway, _far) = gateway(folder.path());
+        let (answers, mut queue) = mpsc::unbounded_channel();
+        gateway.take(writes(10_000, 100), &answers);
+        gateway.close_group(&mut gateway.state.lock());
+        let answered = std::iter::from_fn(|| queue.try_recv().ok()).map(|answer| answer.number);
+        assert!(answered.eq(1..=10_000));
+    }
 }
