@@ -100,7 +100,8 @@ struct Link {
     loss: Mutex<Loss>,
     cut: AtomicBool,
     closed: AtomicBool,
-    carried: AtomicU64,
+    /// From the near end, and from the far one.
+    carried: [AtomicU64; 2],
     lost: AtomicU64,
     wires: [Wire; 2],
 }
@@ -124,7 +125,7 @@ impl Datagrams {
             loss: Mutex::new(loss),
             cut: AtomicBool::new(false),
             closed: AtomicBool::new(false),
-            carried: AtomicU64::new(0),
+            carried: Default::default(),
             lost: AtomicU64::new(0),
             wires: Default::default(),
         });
@@ -149,12 +150,12 @@ impl Datagrams {
 
     /// Bytes taken from either end.
     pub(crate) fn carried(&self) -> u64 {
-        self.link.carried.load(Ordering::Relaxed)
+        self.link.carried.iter().map(|way| way.load(Ordering::Relaxed)).sum()
     }
 
-    /// Whether nothing is on its way.
-    pub(crate) fn is_idle(&self) -> bool {
-        self.link.wires.iter().all(|wire| wire.parcels.lock().is_empty())
+    /// Bytes taken from the near end, and whether all of them have arrived, or are lost.
+    pub(crate) fn sent(&self) -> (u64, bool) {
+        (self.link.carried[0].load(Ordering::Relaxed), self.link.wires[0].parcels.lock().is_empty())
     }
 
     /// Datagrams that were lost.
@@ -183,7 +184,7 @@ impl Link {
             if way == 0 {
                 self.ends.lock()[0] = Some(from);
             }
-            self.carried.fetch_add(length as u64, Ordering::Relaxed);
+            self.carried[way].fetch_add(length as u64, Ordering::Relaxed);
             fate.loss = *self.loss.lock();
             if self.cut.load(Ordering::Relaxed) || fate.is_lost() {
                 self.lost.fetch_add(1, Ordering::Relaxed);

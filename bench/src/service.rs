@@ -165,21 +165,23 @@ impl Link {
 }
 
 impl Link {
-    fn is_idle(&self) -> bool {
+    /// Bytes taken from the primary so far, and whether none of them is on its way.
+    fn sent(&self) -> (u64, bool) {
         match self {
-            Self::None | Self::Sites(_) => true,
-            Self::Streams(relay) => relay.on_wire() == 0,
-            Self::Datagrams(link) => link.is_idle(),
+            Self::None | Self::Sites(_) => (0, true),
+            // The backup connects: what goes down comes from the primary.
+            Self::Streams(relay) => (relay.carried().down, relay.on_wire() == 0),
+            Self::Datagrams(link) => link.sent(),
         }
     }
 
-    /// Waits until all that was sent has arrived: for so long nothing more has come, and nothing is on its way.
+    /// Waits until all that a dead primary had sent has arrived: for long enough nothing more came, and nothing is on its way.
     async fn settle(&self) -> Result<()> {
         let begun = Instant::now();
         loop {
-            let before = self.carried();
+            let (before, _) = self.sent();
             tokio::time::sleep(SETTLE).await;
-            if self.carried() == before && self.is_idle() {
+            if self.sent() == (before, true) {
                 return Ok(());
             }
             if begun.elapsed() > PATIENCE {
