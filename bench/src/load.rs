@@ -183,12 +183,6 @@ pub(crate) async fn run(args: LoadArgs) -> Result<()> {
     let mut result = result(&args, &latencies, &held.lock(), &acked, drained, used);
     result["missing"] = missing(&clients, &acked).await?.into();
     tell(&result);
-    if drained.is_some() {
-        for client in clients {
-            client.close().await?;
-        }
-    }
-    tell(&json!({ "event": "finished" }));
     Ok(())
 }
 
