@@ -1,10 +1,11 @@
-//! The sequencer thread: owns the core of a node and its state machine, and carries out what the core asks for.
+//! The sequencer: owns the core of a node and its state machine, and carries out what the core asks for.
 //!
 //! The half of the shell that stream tasks see is [`Mailbox`]; what handles see of it besides is [`View`].
 
 use std::collections::{HashMap, VecDeque};
 use std::future::Future;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,7 +14,7 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use super::storage::{Job, Storage};
 use super::{Clock, JOINED_BYTES, NetSettings, Sealer, ShareKey, guarded, random_u128};
 use crate::error::{Code, Error, Result};
-use crate::log::{Body, ClusterId, Entry, Epoch, EpochStart, GroupId, Lsn, NodeId, Record};
+use crate::log::{Body, ClusterId, Commands, Entry, Epoch, EpochStart, GroupId, Lsn, NodeId, Record};
 use crate::message::{BackupMessage, ClientMessage, NodeMessage, NodeStatus, PrimaryMessage, Role};
 use crate::node::{Admin, Conn, Input, NodeEvent, Output};
 use crate::recovery::provisional_cut;
@@ -235,26 +236,24 @@ impl Node {
         let (ready, started) = oneshot::channel();
         let weak = events.downgrade();
         let stop = closed.clone();
+        let own_thread = net.sequencer_thread;
         std::thread::Builder::new().name("tagalong-sequencer".to_owned()).spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
-            match runtime
-                .map_err(Error::from)
-                .and_then(|runtime| Ok((runtime, Sequencer::begin(start, log, state, events, view, result_bytes_max)?)))
-            {
-                Ok((runtime, mut sequencer)) => {
-                    // Nobody may be waiting any more; the node then sees it at once.
-                    let _ = ready.send(Ok(()));
-                    let ran = guarded("the sequencer", || runtime.block_on(sequencer.run(inbox, stop)));
-                    if let Err(error) = ran {
-                        sequencer.halt(error);
-                    }
-                    sequencer.end();
+            let begun = Sequencer::begin(start, log, state, events, view, result_bytes_max);
+            let runtime = || tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(Error::from);
+            // Nobody may be waiting any more; the node then ends at once.
+            match begun.and_then(|sequencer| Ok((sequencer, own_thread.then(runtime).transpose()?))) {
+                Ok((sequencer, Some(runtime))) => {
+                    let _ = ready.send(Ok(None));
+                    runtime.block_on(sequencer.live(inbox, stop));
                 }
+                Ok((sequencer, None)) => drop(ready.send(Ok(Some((sequencer, inbox, stop))))),
                 Err(error) => drop(ready.send(Err(error))),
             }
         })?;
         let died = || Error::new(Code::Storage, "the node's thread ended while it read its log");
-        started.await.unwrap_or_else(|_| Err(died()))?;
+        if let Some((sequencer, inbox, stop)) = started.await.unwrap_or_else(|_| Err(died()))? {
+            tokio::spawn(sequencer.live(inbox, stop));
+        }
         let mailbox =
             Mailbox { mail, last_conn: Arc::default(), view: watching, closing: closed, queue_max, share_key };
         Ok(Self { mailbox, events: weak, closing })
@@ -339,6 +338,21 @@ impl Sequencer {
         Ok(sequencer)
     }
 
+    /// Runs to the end. What it calls may be the application's code, and panic.
+    async fn live(mut self, inbox: mpsc::Receiver<Mail>, closing: watch::Receiver<bool>) {
+        let ran = {
+            let mut run = std::pin::pin!(self.run(inbox, closing));
+            let poll = |cx: &mut Context<'_>| match guarded("the sequencer", || run.as_mut().poll(cx)) {
+                Ok(polled) => polled.map(Ok),
+                Err(error) => Poll::Ready(Err(error)),
+            };
+            std::future::poll_fn(poll).await
+        };
+        if let Err(error) = ran {
+            self.halt(error);
+        }
+    }
+
     async fn run(&mut self, mut inbox: mpsc::Receiver<Mail>, mut closing: watch::Receiver<bool>) {
         let mut batch = Vec::with_capacity(BATCH_MAX);
         loop {
@@ -373,15 +387,6 @@ impl Sequencer {
                 return;
             }
         }
-    }
-
-    /// Ends: what was sent on the streams still leaves, and what was appended is synced.
-    fn end(&mut self) {
-        self.clients.clear();
-        self.backups.clear();
-        self.link = None;
-        self.storage.finish();
-        self.view.send_modify(|view| view.ended = true);
     }
 
     fn take_done(&mut self) {
@@ -537,7 +542,13 @@ impl Sequencer {
                     }
                 }
                 Output::Close(conn) => self.close(conn),
-                Output::Append(records) => self.storage.ask(Job::Append(records)),
+                Output::Append(records) => {
+                    let waits = match &self.core {
+                        Core::Primary(core) => core.waits_for_disk(),
+                        Core::Backup(_) | Core::Turning => true,
+                    };
+                    self.storage.ask(if waits { Job::Append(records) } else { Job::AppendLater(records) });
+                }
                 Output::Truncate(last) => self.storage.ask(Job::Truncate(last)),
                 Output::SaveMarks(marks) => {
                     self.saves += 1;
@@ -546,7 +557,7 @@ impl Sequencer {
                     }
                     self.storage.ask(Job::SaveMarks(marks));
                 }
-                Output::Execute { commands, queries } => self.execute(&commands, &queries),
+                Output::Execute { commands, queries } => self.execute(commands, &queries),
                 Output::Read { conn, from, bytes_max } => self.storage.ask(Job::Read { conn, from, bytes_max }),
                 Output::Judge { entries, missing } => {
                     let keep = entries.iter().map(|entry| self.state.independent(entry, &missing)).collect();
@@ -589,18 +600,23 @@ impl Sequencer {
         }
     }
 
-    fn execute(&mut self, commands: &[Entry], queries: &[Bytes]) {
+    fn execute(&mut self, commands: Commands, queries: &[Bytes]) {
         self.executed = true;
-        let mut replies = Vec::with_capacity(commands.len());
+        let entries: Vec<&Entry> = commands.iter().collect();
+        let count = entries.len();
+        let mut replies = Vec::with_capacity(count);
         let mut results = Vec::with_capacity(queries.len());
-        let done = self.state.apply(commands, &mut replies).and_then(|()| {
+        let done = self.state.apply(&entries, &mut replies).and_then(|()| {
             for query in queries {
                 results.push(self.state.query(query)?);
             }
             Ok(())
         });
-        let wrong = (replies.len() != commands.len())
-            .then(|| format!("the state machine gave {} replies to {} commands", replies.len(), commands.len()));
+        drop(entries);
+        // The core changes what was executed, and should be the only one that has it.
+        drop(commands);
+        let wrong = (replies.len() != count)
+            .then(|| format!("the state machine gave {} replies to {count} commands", replies.len()));
         match (done, wrong) {
             (Ok(()), None) => self.local.push_back(Input::Executed { replies, results }),
             (Err(error), _) => {
@@ -682,6 +698,17 @@ impl Sequencer {
     }
 }
 
+impl Drop for Sequencer {
+    /// What was sent on the streams still leaves, and what was appended is synced.
+    fn drop(&mut self) {
+        self.clients.clear();
+        self.backups.clear();
+        self.link = None;
+        self.storage.finish();
+        self.view.send_modify(|view| view.ended = true);
+    }
+}
+
 /// The node's marks; a new log gets its identities.
 fn load_marks(log: &mut dyn LogStore, primary: bool) -> Result<Marks> {
     let mut marks = log.marks()?.unwrap_or_default();
@@ -728,11 +755,8 @@ fn replay(log: &mut dyn LogStore, state: &mut dyn StateMachine, marks: &Marks) -
             let why = format!("the log ends at {}, before its own bounds say so", log_state.end());
             return Err(Error::new(Code::Corrupt, why));
         }
-        let commands: Vec<Entry> = records
-            .iter()
-            .filter(|record| record.entry.header.body == Body::Command)
-            .map(|record| record.entry.clone())
-            .collect();
+        let commands = records.iter().filter(|record| record.entry.header.body == Body::Command);
+        let commands: Vec<&Entry> = commands.map(|record| &record.entry).collect();
         let mut replies = Vec::with_capacity(commands.len());
         state.apply(&commands, &mut replies)?;
         let mut replies = replies.into_iter();
