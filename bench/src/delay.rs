@@ -17,7 +17,8 @@ issued; what is held and what travels is seen while they are.
 
 * `sync`, `async`, `tagged` and `covered` (*f* = 1) are this library's levels `Stable`, `Local`, `Tagged` and `Covered`;
   `-logged`: answers wait for the primary's own disk, too. `smfs` is the baseline of network-sync, see `bench/src/smfs.rs`.
-* *Held to travelling*: bytes that all clients hold together, beside rate x round trip x payload: what they have to hold at least.
+* *Held*: bytes in all clients' caches together, those of writes without an answer included. *Held to travelling*: beside
+  rate x round trip x payload, which is what they have to hold at least.
 * *Drained*: from the end of the load until no client holds anything, less one round trip.
 ";
 

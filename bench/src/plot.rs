@@ -84,7 +84,7 @@ impl Plot {
         let number = |value: &f64| tick(*value);
         let mut mesh = chart.configure_mesh();
         mesh.x_desc(self.x).y_desc(self.y).x_label_formatter(&number).y_label_formatter(&number);
-        mesh.light_line_style(WHITE).draw().map_err(failure)?;
+        mesh.max_light_lines(1).light_line_style(WHITE).draw().map_err(failure)?;
         for (at, (name, points)) in lines.iter().enumerate() {
             let colour = colour(at);
             let points: Vec<_> = points.iter().filter(|(_, spread)| spread.least > 0.0).copied().collect();
@@ -122,7 +122,7 @@ impl Plot {
         let number = |value: &f64| tick(*value);
         let mut mesh = chart.configure_mesh();
         mesh.x_desc(self.x).y_labels(bars.len() + 1).x_label_formatter(&number).y_label_formatter(&name);
-        mesh.disable_y_mesh().light_line_style(WHITE).draw().map_err(failure)?;
+        mesh.disable_y_mesh().max_light_lines(1).light_line_style(WHITE).draw().map_err(failure)?;
         let filled = (0..count).zip(bars).zip(0..).map(|((at, (_, spread)), index)| {
             let corners = [(0.0, SegmentValue::Exact(at)), (spread.median, SegmentValue::Exact(at + 1))];
             let mut bar = Rectangle::new(corners, colour(index).mix(0.75).filled());
