@@ -22,6 +22,8 @@ use crate::{Result, redis};
 
 /// Nobody needs longer to start, or to stop.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// A recovery of all that a delta may hold takes no longer, even on a busy machine.
+const RECOVERY: Duration = Duration::from_secs(600);
 /// Longer than any way through a link here, and than it takes to read what has arrived.
 const SETTLE: Duration = Duration::from_millis(250);
 
@@ -384,9 +386,9 @@ impl Service {
             AdminClient::connect(&format!("http://{address}")).await?.promote(false, RecoveryPolicy::default()).await?;
         }
         self.load.order("stop").await?;
-        self.load.expect("answered", PATIENCE).await?;
+        self.load.expect("answered", RECOVERY).await?;
         let served = tagged.then(|| promoted.elapsed());
-        let load = self.load.expect("result", PATIENCE).await?;
+        let load = self.load.expect("result", RECOVERY).await?;
         let counts = load["acked"].as_array().cloned().unwrap_or_default();
         let counts: Vec<u64> = counts.iter().filter_map(Value::as_u64).collect();
         let missing = if tagged {
