@@ -6,7 +6,7 @@ use std::collections::{HashMap, VecDeque};
 use std::future::Future;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
@@ -28,6 +28,10 @@ mod tests;
 const BATCH_MAX: usize = 512;
 /// Bytes of log replayed at once.
 const REPLAY_BYTES: usize = 4 << 20;
+/// Records for a backup that nobody waits for gather for so long, or up to so many bytes: each message costs two nodes as
+/// much as dozens of writes, and the link is longer than this.
+const GATHER: Duration = Duration::from_millis(1);
+const GATHER_BYTES: u64 = 256 << 10;
 /// Events kept for a listener that is slow.
 const EVENTS_MAX: usize = 1024;
 
@@ -260,6 +264,14 @@ impl Node {
     }
 }
 
+/// Messages to backups that wait for more of them.
+#[derive(Default)]
+struct Gathered {
+    messages: Vec<(Conn, PrimaryMessage)>,
+    bytes: u64,
+    due: Option<Instant>,
+}
+
 struct Sequencer {
     clock: Clock,
     core: Core,
@@ -267,6 +279,7 @@ struct Sequencer {
     storage: Storage,
     clients: HashMap<Conn, mpsc::Sender<NodeMessage>>,
     backups: HashMap<Conn, mpsc::Sender<PrimaryMessage>>,
+    gathered: Gathered,
     link: Option<(Conn, mpsc::Sender<BackupMessage>)>,
     admins: VecDeque<oneshot::Sender<Result<()>>>,
     events: broadcast::Sender<NodeEvent>,
@@ -320,6 +333,7 @@ impl Sequencer {
             storage,
             clients: HashMap::new(),
             backups: HashMap::new(),
+            gathered: Gathered::default(),
             link: None,
             admins: VecDeque::new(),
             events,
@@ -361,7 +375,7 @@ impl Sequencer {
                 Core::Backup(core) => core.next_timeout(),
                 Core::Turning => None,
             };
-            let timer = timeout.map(|at| self.clock.instant(at));
+            let timer = timeout.map(|at| self.clock.instant(at)).into_iter().chain(self.gathered.due).min();
             let sleep = async {
                 match timer {
                     Some(at) => tokio::time::sleep_until(at.into()).await,
@@ -383,6 +397,9 @@ impl Sequencer {
                 self.deliver(mail);
             }
             self.flush();
+            if self.gathered.due.is_some_and(|due| Instant::now() >= due) {
+                self.send_gathered();
+            }
             if self.stopped {
                 return;
             }
@@ -525,12 +542,7 @@ impl Sequencer {
                         self.lost.push(conn);
                     }
                 }
-                Output::ToBackup(conn, message) => {
-                    if self.backups.get(&conn).is_some_and(|outbox| outbox.try_send(message).is_err()) {
-                        self.backups.remove(&conn);
-                        self.lost.push(conn);
-                    }
-                }
+                Output::ToBackup(conn, message) => self.to_backup(conn, message),
                 Output::ToPrimary(conn, message) => {
                     if self
                         .link
@@ -541,7 +553,10 @@ impl Sequencer {
                         self.lost.push(conn);
                     }
                 }
-                Output::Close(conn) => self.close(conn),
+                Output::Close(conn) => {
+                    self.send_gathered();
+                    self.close(conn);
+                }
                 Output::Append(records) => {
                     let waits = match &self.core {
                         Core::Primary(core) => core.waits_for_disk(),
@@ -579,6 +594,32 @@ impl Sequencer {
                     }
                 }
                 Output::Halt(error) => self.halt(error),
+            }
+        }
+    }
+
+    fn to_backup(&mut self, conn: Conn, message: PrimaryMessage) {
+        let waits = match &self.core {
+            Core::Primary(core) => core.waits_for_backup(),
+            Core::Backup(_) | Core::Turning => true,
+        };
+        let bytes = match &message {
+            PrimaryMessage::Append { records, .. } if !waits => records.iter().map(Record::cost).sum(),
+            _ => GATHER_BYTES,
+        };
+        self.gathered.messages.push((conn, message));
+        self.gathered.bytes += bytes;
+        self.gathered.due.get_or_insert_with(|| Instant::now() + GATHER);
+        if self.gathered.bytes >= GATHER_BYTES {
+            self.send_gathered();
+        }
+    }
+
+    fn send_gathered(&mut self) {
+        for (conn, message) in std::mem::take(&mut self.gathered).messages {
+            if self.backups.get(&conn).is_some_and(|outbox| outbox.try_send(message).is_err()) {
+                self.backups.remove(&conn);
+                self.lost.push(conn);
             }
         }
     }
@@ -672,6 +713,7 @@ impl Sequencer {
             return;
         }
         tracing::error!(%error, "the node stops");
+        self.send_gathered();
         for outbox in std::mem::take(&mut self.clients).into_values() {
             let _ = outbox.try_send(NodeMessage::Refused(error.clone()));
         }
@@ -701,6 +743,7 @@ impl Sequencer {
 impl Drop for Sequencer {
     /// What was sent on the streams still leaves, and what was appended is synced.
     fn drop(&mut self) {
+        self.send_gathered();
         self.clients.clear();
         self.backups.clear();
         self.link = None;

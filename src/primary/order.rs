@@ -306,6 +306,15 @@ impl Primary {
         logged && self.water.meets(level, lsn)
     }
 
+    /// Whether anything waits for the backup: then what is sent to it should leave at once. Otherwise it only takes from
+    /// what clients hold.
+    pub fn waits_for_backup(&self) -> bool {
+        let entries = self.replies.is_empty() && self.reads.is_empty();
+        let sessions = self.admissions.is_empty() && self.in_flight.is_empty() && self.departing.is_empty();
+        let attached = self.counts_backup && self.follower.as_ref().is_some_and(|follower| follower.in_sync);
+        !(matches!(self.phase, Phase::Open) && attached && entries && sessions)
+    }
+
     /// Whether anything waits for what is appended to be on the own disk. Where the backup alone moves the checkpoint and
     /// nothing waits for the disk besides, that only shortens the way back after a restart.
     pub fn waits_for_disk(&self) -> bool {
