@@ -17,6 +17,28 @@ const DATAGRAM_BYTES: usize = 2048;
 /// Sockets are looked at so often whether they are to be closed.
 const LOOK: Duration = Duration::from_millis(50);
 
+/// A socket waits with so much: a window's worth, so that what is lost is lost by the link.
+const BUFFER_BYTES: usize = 64 << 20;
+
+/// A socket for datagrams on a port of the system's choice. Without the right to a large buffer it has a small one, and loses
+/// more than the link does: [`overrun`] counts it.
+pub(crate) fn socket(patience: Option<Duration>) -> io::Result<UdpSocket> {
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let forced = rustix::net::sockopt::set_socket_recv_buffer_size_force(&socket, BUFFER_BYTES);
+    forced.or_else(|_| rustix::net::sockopt::set_socket_recv_buffer_size(&socket, BUFFER_BYTES))?;
+    socket.set_read_timeout(patience)?;
+    Ok(socket)
+}
+
+/// Datagrams that this machine dropped so far, because a socket's buffer was full.
+pub(crate) fn overrun() -> u64 {
+    let text = std::fs::read_to_string("/proc/net/snmp").unwrap_or_default();
+    let mut lines = text.lines().filter(|line| line.starts_with("Udp:")).map(str::split_whitespace);
+    let (Some(mut names), Some(mut values)) = (lines.next(), lines.next()) else { return 0 };
+    let at = names.position(|name| name == "RcvbufErrors");
+    at.and_then(|at| values.nth(at)?.parse().ok()).unwrap_or(0)
+}
+
 /// How much is lost.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Loss {
@@ -78,7 +100,8 @@ struct Link {
     loss: Mutex<Loss>,
     cut: AtomicBool,
     closed: AtomicBool,
-    carried: AtomicU64,
+    /// From the near end, and from the far one.
+    carried: [AtomicU64; 2],
     lost: AtomicU64,
     wires: [Wire; 2],
 }
@@ -92,12 +115,7 @@ pub(crate) struct Datagrams {
 impl Datagrams {
     /// A link to `target` with this round trip, on a port of the system's choice; `seed` decides what is lost.
     pub(crate) fn start(target: SocketAddr, round_trip: Duration, loss: Loss, seed: u64) -> io::Result<Datagrams> {
-        let socket = || -> io::Result<UdpSocket> {
-            let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
-            socket.set_read_timeout(Some(LOOK))?;
-            Ok(socket)
-        };
-        let (near, far) = (socket()?, socket()?);
+        let (near, far) = (socket(Some(LOOK))?, socket(Some(LOOK))?);
         let address = near.local_addr()?;
         let link = Arc::new(Link {
             one_way: round_trip / 2,
@@ -107,7 +125,7 @@ impl Datagrams {
             loss: Mutex::new(loss),
             cut: AtomicBool::new(false),
             closed: AtomicBool::new(false),
-            carried: AtomicU64::new(0),
+            carried: Default::default(),
             lost: AtomicU64::new(0),
             wires: Default::default(),
         });
@@ -132,7 +150,12 @@ impl Datagrams {
 
     /// Bytes taken from either end.
     pub(crate) fn carried(&self) -> u64 {
-        self.link.carried.load(Ordering::Relaxed)
+        self.link.carried.iter().map(|way| way.load(Ordering::Relaxed)).sum()
+    }
+
+    /// Bytes taken from the near end, and whether all of them have arrived, or are lost.
+    pub(crate) fn sent(&self) -> (u64, bool) {
+        (self.link.carried[0].load(Ordering::Relaxed), self.link.wires[0].parcels.lock().is_empty())
     }
 
     /// Datagrams that were lost.
@@ -161,7 +184,7 @@ impl Link {
             if way == 0 {
                 self.ends.lock()[0] = Some(from);
             }
-            self.carried.fetch_add(length as u64, Ordering::Relaxed);
+            self.carried[way].fetch_add(length as u64, Ordering::Relaxed);
             fate.loss = *self.loss.lock();
             if self.cut.load(Ordering::Relaxed) || fate.is_lost() {
                 self.lost.fetch_add(1, Ordering::Relaxed);

@@ -110,7 +110,7 @@ fn show_sessions(rows: &[Idle]) {
         vec![row.clients.to_string(), kib(&row.primary), kib(&row.backup), kib(&row.client)]
     });
     let head = ["idle sessions", "primary, KiB each", "backup, KiB each", "client, KiB each"];
-    table::print(&head, &rows.collect::<Vec<_>>());
+    print!("{}", table::table(&head, &rows.collect::<Vec<_>>()));
 }
 
 /// A load and what it took, for each repeat.
@@ -257,7 +257,7 @@ fn show_loads(rows: &[Load]) {
     });
     let head =
         ["clients", "busy", "payload", "RTT, ms", "writes/s", "p50 µs", "load, CPU µs a write", "primary", "backup"];
-    table::print(&head, &rows.collect::<Vec<_>>());
+    print!("{}", table::table(&head, &rows.collect::<Vec<_>>()));
 }
 
 fn show_manifests(rows: &[Manifests]) {
@@ -267,7 +267,7 @@ fn show_manifests(rows: &[Manifests]) {
         vec![row.clients.to_string(), headers.show(1), down.show(0), format!("{:.0}", down.median - alone)]
     });
     let head = ["busy clients", "headers a write", "bytes to clients a write", "more than in the first row"];
-    table::print(&head, &rows.collect::<Vec<_>>());
+    print!("{}", table::table(&head, &rows.collect::<Vec<_>>()));
 }
 
 /// What a client takes for what it holds, for each repeat.
@@ -320,7 +320,7 @@ fn show_held(rows: &[Held]) {
         vec![row.payload.to_string(), row.entries.to_string(), show(&row.per_byte, 2), show(&row.per_entry, 0)]
     });
     let head = ["payload", "entries held", "client's memory a byte held", "more than the payload, bytes an entry"];
-    table::print(&head, &rows.collect::<Vec<_>>());
+    print!("{}", table::table(&head, &rows.collect::<Vec<_>>()));
 }
 
 fn holders(folder: &Path, pair: &Pair, first: u64, clients: u64, writes: u64, payload: usize) -> Result<Process> {

@@ -5,6 +5,9 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use serde_json::{Value, json};
 
+/// What is kept of a distribution.
+const QUANTILES: [f64; 10] = [0.0, 0.05, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999, 1.0];
+
 /// Latencies, in microseconds, to three digits.
 #[derive(Clone, Debug)]
 pub(crate) struct Latencies(Histogram<u64>);
@@ -47,6 +50,7 @@ impl Latencies {
             "p90_us": micros(0.9),
             "p99_us": micros(0.99),
             "max_us": micros(1.0),
+            "quantiles_us": QUANTILES.map(|quantile| (quantile, micros(quantile))),
         })
     }
 }

@@ -1,67 +1,119 @@
-//! Writes beside a bare stream that sends them back: what the log, the order, the tags and the backup cost.
+//! Writes beside what the machine allows: a bare stream that sends them back, a bare disk, a bare copy.
 
 use std::time::Duration;
 
-use crate::Result;
+use crate::delay::load_name;
+use crate::experiment::{Plan, in_turns};
 use crate::load::Shape;
 use crate::node::Mode;
-use crate::service::{Cell, Outcome, System, measure};
-use crate::table::{self, Spread};
+use crate::plot::{Kind, Plot};
+use crate::report::{Metric, Report, Row, Show, Table};
+use crate::service::{Cell, System, measure_row};
+use crate::{Result, floor};
 
-/// What is compared.
-#[derive(clap::Args, Debug)]
-pub(crate) struct LimitArgs {
-    #[command(flatten)]
-    shape: Shape,
-    #[arg(long, default_value_t = 5)]
-    repeats: usize,
-    /// Ways of replication, beside the echo and the baseline.
-    #[arg(long, value_delimiter = ',', default_value = "async,sync,tagged-unshared,tagged,covered")]
-    mode: Vec<Mode>,
-    /// Round trip to the backup.
-    #[arg(long, default_value_t = 0)]
-    rtt_ms: u64,
-}
+const ABOUT: &str = "
+The backup is next door, and all processes share this machine, so what is measured is work. `echo` is a bare bidirectional stream
+of gRPC on which every write comes back in a message of its own; `echo-batched` carries what has gathered in one message. Both
+have no log, no order, no backup, and the library's own transport settings. Clients x writes in flight of each: `4 x 64`, and
+`1 x 1` for latency.
+";
 
-const HEAD: [&str; 9] = [
-    "system",
-    "writes/s",
-    "p50 µs",
-    "p99 µs",
-    "load, CPU µs a write",
-    "primary",
-    "backup",
-    "WAN bytes a write",
-    "held at most, KiB",
+const KEYS: [&str; 3] = ["clients x in flight", "payload, B", "system"];
+const METRICS: [Metric; 8] = [
+    Metric::new("writes_per_s", "writes/s", 0),
+    Metric::new("p50_us", "p50, µs", 0),
+    Metric::new("p99_us", "p99, µs", 0),
+    Metric::new("load_cpu_us", "clients' CPU, µs a write", 2),
+    Metric::new("primary_cpu_us", "server's", 2),
+    Metric::new("backup_cpu_us", "backup's", 2),
+    Metric::new("wan_bytes", "link bytes a write", 0),
+    Metric::new("overrun", "datagrams the machine dropped", 0),
 ];
 
-pub(crate) async fn run(args: LimitArgs) -> Result<()> {
-    let systems = [System::Echo, System::EchoBatched, System::Smfs];
-    let systems: Vec<System> = systems.into_iter().chain(args.mode.iter().copied().map(System::Service)).collect();
-    let mut outcomes: Vec<Vec<Outcome>> = vec![Vec::new(); systems.len()];
-    for _ in 0..args.repeats {
-        for (system, outcomes) in systems.iter().zip(&mut outcomes) {
-            let cell = Cell { system: *system, shape: args.shape.clone(), rtt: Duration::from_millis(args.rtt_ms) };
-            outcomes.push(measure(&cell).await?);
+const BASE: [System; 7] = [
+    System::Echo,
+    System::EchoBatched,
+    System::Smfs,
+    System::Service(Mode::Async),
+    System::Service(Mode::Sync),
+    System::Service(Mode::Tagged),
+    System::Service(Mode::Covered),
+];
+const MORE: [System; 5] = [
+    System::SmfsLogged,
+    System::Service(Mode::AsyncLogged),
+    System::Service(Mode::SyncLogged),
+    System::Service(Mode::TaggedLogged),
+    System::Service(Mode::TaggedShared),
+];
+const LOADS: [(u64, usize); 2] = [(4, 64), (1, 1)];
+const PAYLOADS: [usize; 2] = [100, 4096];
+
+pub(crate) async fn run(plan: &Plan) -> Result<Report> {
+    let mut systems = BASE.to_vec();
+    systems.extend(plan.choose(&[][..], &MORE[..]));
+    let systems = plan.systems(&systems);
+    let mut rows = Vec::new();
+    for load in LOADS {
+        for payload in PAYLOADS {
+            for system in &systems {
+                let (clients, in_flight) = load;
+                let (warm_up, seconds) = (plan.choose(0.3, 1.0), plan.seconds(0.7, 4.0));
+                let shape = Shape { clients, in_flight, payload, warm_up, seconds, ..Shape::default() };
+                let cell = Cell { system: *system, shape, rtt: Duration::ZERO, sites: None };
+                let key = [load_name(load), payload.to_string(), system.name().to_owned()];
+                let alone = *system == System::Service(Mode::Covered) && clients == 1;
+                let row = if alone { Row::skipped(key, "one client cannot cover itself") } else { Row::new(key) };
+                rows.push((row, cell));
+            }
         }
     }
-    let rows: Vec<_> = systems.iter().zip(&outcomes).map(|(system, outcomes)| row(*system, outcomes)).collect();
-    table::print(&HEAD, &rows);
-    Ok(())
+    let repeats = plan.repeats(3, 5);
+    let rows = in_turns("limit", repeats, rows, measure_row).await;
+    let table = Table { title: "Writes".into(), keys: &KEYS, metrics: &METRICS, rows };
+    let floors = floor::measure(plan, repeats).await;
+    let (shows, plots) = (shows(&table, &floors), plots(&table, &systems));
+    let tables = vec![table, floors];
+    Ok(Report { name: "limit", title: "Beside what the machine allows", about: ABOUT.into(), tables, shows, plots })
 }
 
-#[expect(clippy::cast_precision_loss, reason = "figures for people")]
-fn row(system: System, outcomes: &[Outcome]) -> Vec<String> {
-    let spread = |of: fn(&Outcome) -> f64| Spread::of(outcomes.iter().map(of));
+fn shows(table: &Table, floors: &Table) -> Vec<Show> {
+    let row = |load, payload: usize, system: &str| table.row(&[&load_name(load), &payload.to_string(), system]);
+    let [many, one] = LOADS;
+    let mut shows = Vec::new();
+    for payload in PAYLOADS {
+        let tagged = row(many, payload, "tagged");
+        for (system, bar) in [("echo", "≥ 0.5"), ("echo-batched", ""), ("async", "≥ 0.95"), ("smfs", "")] {
+            let what = format!("tagged / {system}, throughput, 4 x 64, {payload} B");
+            shows.push(Show::ratio(what, bar, (tagged, row(many, payload, system)), "writes_per_s"));
+        }
+        let floor = floors.row(&["fdatasync of 256", &payload.to_string()]);
+        let what = format!("tagged / append and fdatasync of 256 at once, throughput, 4 x 64, {payload} B");
+        shows.push(Show::ratio(what, "", (tagged, floor), "writes_per_s"));
+        for (system, bar) in [("echo", "≤ 1.4"), ("async", "≤ 1.05")] {
+            let what = format!("tagged / {system}, p50, 1 x 1, {payload} B");
+            let rows = (row(one, payload, "tagged"), row(one, payload, system));
+            shows.push(Show::ratio(what, bar, rows, "p50_us"));
+        }
+    }
+    shows
+}
+
+fn plots(table: &Table, systems: &[System]) -> Vec<Plot> {
+    let plot = |name, load, payload: usize, metric, title: &str, x| {
+        let bar = |system: &System| {
+            let row = table.row(&[&load_name(load), &payload.to_string(), system.name()])?;
+            Some((system.name().to_owned(), row.spread(metric)?))
+        };
+        let title = format!("{title}, {payload} B, {} in flight", load_name(load));
+        // Drawn from below.
+        Plot { name, title, x, y: "", kind: Kind::Bars(systems.iter().rev().filter_map(bar).collect()) }
+    };
+    let [many, one] = LOADS;
     vec![
-        system.name().to_owned(),
-        spread(|outcome| outcome.figure("writes_per_s")).show(0),
-        spread(|outcome| outcome.figure("p50_us")).show(0),
-        spread(|outcome| outcome.figure("p99_us")).show(0),
-        spread(|outcome| outcome.figure("cpu_us") / outcome.writes()).show(2),
-        spread(|outcome| outcome.primary_us as f64 / outcome.writes()).show(2),
-        spread(|outcome| outcome.backup_us as f64 / outcome.writes()).show(2),
-        spread(|outcome| outcome.wan as f64 / outcome.writes()).show(0),
-        spread(|outcome| outcome.figure("held_most") / 1024.0).show(0),
+        plot("small", many, 100, "writes_per_s", "Throughput", "writes/s"),
+        plot("large", many, 4096, "writes_per_s", "Throughput", "writes/s"),
+        plot("small-one", one, 100, "p50_us", "Median latency", "µs"),
+        plot("large-one", one, 4096, "p50_us", "Median latency", "µs"),
     ]
 }

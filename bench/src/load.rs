@@ -17,7 +17,7 @@ use crate::latency::Latencies;
 use crate::process::{orders, tell};
 use crate::tally::payload;
 use crate::usage::Usage;
-use crate::{Result, plain};
+use crate::{Result, plain, redis};
 
 /// How often what the clients hold is looked at.
 const SAMPLE: Duration = Duration::from_millis(50);
@@ -25,7 +25,7 @@ const SAMPLE: Duration = Duration::from_millis(50);
 const ATTACH: Duration = Duration::from_secs(60);
 
 /// What is written, and how much of it at once.
-#[derive(clap::Args, Clone, Debug)]
+#[derive(clap::Args, Clone, Debug, PartialEq)]
 pub(crate) struct Shape {
     /// How many clients.
     #[arg(long, default_value_t = 1)]
@@ -42,6 +42,15 @@ pub(crate) struct Shape {
     /// Seconds that count.
     #[arg(long, default_value_t = 2.0)]
     pub(crate) seconds: f64,
+    /// Seconds that clients have afterwards to get rid of what they hold.
+    #[arg(long, default_value_t = 30.0)]
+    pub(crate) drain: f64,
+}
+
+impl Default for Shape {
+    fn default() -> Self {
+        Self { clients: 1, in_flight: 1, payload: 100, warm_up: 0.5, seconds: 2.0, drain: 30.0 }
+    }
 }
 
 /// Which service is loaded.
@@ -53,6 +62,8 @@ pub(crate) enum Target {
     Plain,
     /// A plain stream whose messages carry what has gathered.
     PlainBatched,
+    /// Redis.
+    Redis,
 }
 
 /// What the process is told when it is started.
@@ -136,6 +147,9 @@ pub(crate) async fn run(args: LoadArgs) -> Result<()> {
                 Some(tagged) => write(&tagged, number, &args.shape, &phase, &acked[client]).await,
                 None => {
                     let endpoint = &args.endpoint[client % args.endpoint.len()];
+                    if args.target == Target::Redis {
+                        return redis::drive(endpoint, number, &args.shape, &phase, &acked[client]).await;
+                    }
                     let batched = args.target == Target::PlainBatched;
                     plain::drive(endpoint, number, &args.shape, batched, &phase, &acked[client]).await
                 }
@@ -154,7 +168,7 @@ pub(crate) async fn run(args: LoadArgs) -> Result<()> {
     tell(&json!({ "event": "counting" }));
     let before = Usage::of_this_process()?;
     tokio::select! {
-        () = watch_until(ends, &clients, &held) => {}
+        () = watch_until(ends, &clients, &held, &acked) => {}
         () = told_to(&mut orders, "stop") => {}
     }
     phase.over.store(true, Ordering::Relaxed);
@@ -164,17 +178,11 @@ pub(crate) async fn run(args: LoadArgs) -> Result<()> {
     while let Some(done) = running.join_next().await {
         latencies.add(&done??);
     }
-    for client in &clients {
-        client.flush().await?;
-    }
-    let drained = ends.elapsed();
+    tell(&json!({ "event": "answered" }));
+    let drained = drain(&clients, args.shape.drain).await?.then(|| ends.elapsed());
     let mut result = result(&args, &latencies, &held.lock(), &acked, drained, used);
     result["missing"] = missing(&clients, &acked).await?.into();
     tell(&result);
-    for client in clients {
-        client.close().await?;
-    }
-    tell(&json!({ "event": "finished" }));
     Ok(())
 }
 
@@ -183,7 +191,7 @@ fn result(
     latencies: &Latencies,
     held: &Held,
     acked: &[AtomicU64],
-    drained: Duration,
+    drained: Option<Duration>,
     used: Usage,
 ) -> Value {
     let mut result = latencies.json(args.shape.seconds);
@@ -191,7 +199,7 @@ fn result(
     result["held_most"] = held.most.into();
     result["held_mean"] = (held.sum / held.samples.max(1)).into();
     result["acked"] = acked.iter().map(|acked| acked.load(Ordering::Relaxed)).collect::<Vec<_>>().into();
-    result["drained_s"] = drained.as_secs_f64().into();
+    result["drained_s"] = drained.map(|drained| drained.as_secs_f64()).into();
     result["cpu_us"] = used.cpu_us.into();
     result
 }
@@ -228,9 +236,24 @@ async fn attach(args: &LoadArgs) -> Result<Vec<TaggedClient>> {
     Ok(clients)
 }
 
-async fn watch_until(end: Instant, clients: &[TaggedClient], held: &Mutex<Held>) {
+/// Whether nobody holds anything any more, within so many seconds.
+async fn drain(clients: &[TaggedClient], seconds: f64) -> Result<bool> {
+    let until = tokio::time::Instant::now() + Duration::from_secs_f64(seconds);
+    for client in clients {
+        match tokio::time::timeout_at(until, client.flush()).await {
+            Ok(flushed) => flushed?,
+            Err(_) => return Ok(false),
+        }
+    }
+    Ok(true)
+}
+
+/// Notes what is held, and tells how much was acknowledged so far.
+async fn watch_until(end: Instant, clients: &[TaggedClient], held: &Mutex<Held>, acked: &[AtomicU64]) {
     while Instant::now() < end {
         held.lock().note(clients.iter().map(|client| client.stats().cache_bytes).sum());
+        let acked: u64 = acked.iter().map(|acked| acked.load(Ordering::Relaxed)).sum();
+        tell(&json!({ "event": "progress", "acked": acked }));
         tokio::time::sleep_until((Instant::now() + SAMPLE).min(end).into()).await;
     }
 }

@@ -1,11 +1,11 @@
 //! Measures tagalong beside other ways of replication, and beside what the machine allows.
 //!
 //! ```text
-//! cargo run --release -p tagalong-bench -- limit
+//! cargo run --release -p tagalong-bench -- all --quick
 //! ```
 //!
 //! Every measurement is of real processes on real files and sockets, started from this very executable. What is compared is
-//! measured in turns, in one run; the figures are medians of the repeats.
+//! measured in turns, in one run; the figures are medians of the repeats. How an experiment is added says `experiment.rs`.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -13,23 +13,32 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use serde_json::json;
 
+mod covered;
 mod datagrams;
+mod delay;
 mod disk;
+mod experiment;
+mod floor;
 mod growth;
 mod latency;
 mod limit;
 mod load;
+mod lossy;
 mod lost;
+mod machine;
 mod node;
 mod pair;
 mod plain;
+mod plot;
 #[path = "../../examples/disaster/process.rs"]
 #[allow(dead_code)]
 mod process;
 mod recovery;
+mod redis;
 #[path = "../../examples/disaster/relay.rs"]
 #[allow(dead_code)]
 mod relay;
+mod report;
 mod restart;
 mod service;
 mod smfs;
@@ -46,16 +55,19 @@ pub(crate) type Result<T, E = Failure> = std::result::Result<T, E>;
 #[derive(Parser, Debug)]
 #[command(name = "tagalong-bench")]
 struct Arguments {
+    /// The network namespace to live in.
+    #[arg(long, hide = true)]
+    site: Option<String>,
     #[command(subcommand)]
     what: What,
 }
 
 #[derive(Subcommand, Debug)]
 enum What {
-    /// Writes beside a bare stream that sends them back.
-    Limit(limit::LimitArgs),
-    /// What a disaster costs.
-    Lost(lost::LostArgs),
+    /// Every experiment, one after the other.
+    All(experiment::Plan),
+    #[command(flatten)]
+    One(experiment::Experiment),
     /// What it costs as it grows.
     Growth(growth::GrowthArgs),
     /// How long a takeover takes.
@@ -102,22 +114,30 @@ async fn echo() -> Result<()> {
 fn main() -> ExitCode {
     relay::sharpen_sleep();
     let arguments = Arguments::parse();
+    if let Some(site) = &arguments.site
+        && let Err(error) = lossy::enter(site)
+    {
+        eprintln!("tagalong-bench: {error}");
+        return ExitCode::FAILURE;
+    }
     let workers = match &arguments.what {
         What::Load(args) => args.threads,
-        _ => std::env::var("W").map_or(2, |w| w.parse().unwrap()),
+        // The processes of a service share two cores here: one worker each, and fewer changes of threads.
+        What::Node(_) | What::Echo | What::SmfsPrimary(_) | What::SmfsBackup(_) => 1,
+        _ => 2,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build();
     let ran = runtime.map_err(Failure::from).and_then(|runtime| {
         runtime.block_on(async {
             match arguments.what {
-                What::Limit(args) => limit::run(args).await,
-                What::Lost(args) => lost::run(args).await,
-                What::Restart(args) => restart::run(args).await,
+                What::All(plan) => experiment::run_all(plan).await,
+                What::One(experiment) => experiment::run(experiment).await,
                 What::Node(args) => node::run(args).await,
                 What::Load(args) => load::run(args).await,
                 What::Echo => echo().await,
                 What::Growth(args) => growth::run(args).await,
                 What::Recovery(args) => recovery::run(args).await,
+                What::Restart(args) => restart::run(args).await,
                 What::Holders(args) => recovery::run_holders(args).await,
                 What::Senders(args) => recovery::run_senders(args).await,
                 What::Sink => recovery::run_sink().await,

@@ -1,9 +1,11 @@
 //! A node's process: primary or backup of a tagalong service that counts what it is given, on a log in files.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use serde_json::json;
 use tagalong::log::Level;
+use tagalong::message::NodeStatus;
 use tagalong::net::{NodeEvents, ShareKey};
 use tagalong::node::NodeEvent;
 use tagalong::primary::PrimarySettings;
@@ -25,14 +27,14 @@ pub(crate) enum Mode {
     AsyncLogged,
     /// When the backup has it.
     Sync,
-    /// When both have it on disk.
+    /// When the primary has it on its own disk, too.
     SyncLogged,
-    /// When it is applied; the client holds it. No shares.
-    TaggedUnshared,
-    /// The same, with shares of others' writes on the responses.
+    /// When it is applied; the client holds it. The library's default.
     Tagged,
     /// The same, when it is on the primary's own disk.
     TaggedLogged,
+    /// As `tagged`, with shares of others' writes on the responses.
+    TaggedShared,
     /// When it survives the loss of one client, too.
     Covered,
 }
@@ -44,23 +46,23 @@ impl Mode {
             Self::AsyncLogged => "async-logged",
             Self::Sync => "sync",
             Self::SyncLogged => "sync-logged",
-            Self::TaggedUnshared => "tagged-unshared",
             Self::Tagged => "tagged",
             Self::TaggedLogged => "tagged-logged",
+            Self::TaggedShared => "tagged-shared",
             Self::Covered => "covered",
         }
     }
 
     /// Whether clients keep something for each other, for which the servers need a key.
     pub(crate) fn shares(self) -> bool {
-        matches!(self, Self::Tagged | Self::TaggedLogged | Self::Covered)
+        matches!(self, Self::TaggedShared | Self::Covered)
     }
 
     fn settings(self, delta_bytes_max: u64) -> PrimarySettings {
         let lowest = match self {
             Self::Async | Self::AsyncLogged => Level::Local,
             Self::Sync | Self::SyncLogged => Level::Stable,
-            Self::TaggedUnshared | Self::Tagged | Self::TaggedLogged => Level::Tagged,
+            Self::Tagged | Self::TaggedLogged | Self::TaggedShared => Level::Tagged,
             Self::Covered => Level::Covered,
         };
         let reply_after_log = matches!(self, Self::AsyncLogged | Self::SyncLogged | Self::TaggedLogged);
@@ -76,6 +78,8 @@ pub(crate) struct NodeArgs {
     pub(crate) folder: PathBuf,
     #[arg(long)]
     pub(crate) mode: Mode,
+    #[arg(long, default_value = "127.0.0.1:0")]
+    pub(crate) listen: SocketAddr,
     /// Where clients reach it; its own address without.
     #[arg(long)]
     pub(crate) advertise: Option<String>,
@@ -98,8 +102,8 @@ pub(crate) async fn run(args: NodeArgs) -> Result<()> {
     let log = FileLog::open(&args.folder, FileLogOptions::default())?;
     match &args.follow {
         None => {
-            let mut builder =
-                Primary::builder("east", log, Tally::default()).settings(args.mode.settings(args.delta_bytes_max));
+            let mut builder = Primary::builder("east", log, Tally::default());
+            builder = builder.settings(args.mode.settings(args.delta_bytes_max)).listen(args.listen);
             if args.mode.shares() {
                 builder = builder.share_key(share_key());
             }
@@ -110,12 +114,18 @@ pub(crate) async fn run(args: NodeArgs) -> Result<()> {
             tell(&json!({ "event": "listening", "address": primary.local_addr().to_string() }));
             primary.opened().await?;
             tell(&json!({ "event": "serving" }));
-            obey(&mut orders).await?;
+            while let Some(order) = orders.recv().await.filter(|order| order != "finish") {
+                if order == "status" {
+                    tell_status(&primary.status().await?);
+                } else {
+                    answer(&order)?;
+                }
+            }
             primary.abort().await;
         }
         Some(endpoint) => {
-            let mut builder = Backup::builder("west", log, Tally::default(), endpoint.clone())
-                .settings(args.mode.settings(args.delta_bytes_max));
+            let mut builder = Backup::builder("west", log, Tally::default(), endpoint.clone());
+            builder = builder.settings(args.mode.settings(args.delta_bytes_max)).listen(args.listen);
             if args.mode.shares() {
                 builder = builder.share_key(share_key());
             }
@@ -148,6 +158,18 @@ async fn tell_open(mut events: NodeEvents) -> Result<()> {
         }
     }
     Ok(())
+}
+
+fn tell_status(status: &NodeStatus) {
+    tell(&json!({
+        "event": "status",
+        "covered_entries": status.covered_entries,
+        "fill_us": status.fill_us,
+        "confirm_us": status.confirm_us,
+        "delta_entries": status.delta_entries,
+        "delta_bytes": status.delta_bytes,
+        "waiting_writes": status.waiting_writes,
+    }));
 }
 
 /// Answers what it is asked, until it is to finish.

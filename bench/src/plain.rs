@@ -22,20 +22,20 @@ use crate::wire::{PlainClient, Write, Writes, plain_server};
 /// Writes joined into a message where they are batched, and their bytes.
 const JOIN_MAX: usize = 256;
 const JOIN_BYTES: usize = 512 << 10;
-pub(crate) const QUEUE: usize = 4096;
 /// As the library has it.
 const FRAME_BYTES: u32 = 64 << 10;
 const WINDOW_BYTES: u32 = 4 << 20;
 pub(crate) const MESSAGE_BYTES_MAX: usize = 64 << 20;
 
-/// Writes as messages: one each, or what has gathered.
+/// Writes as messages: one each, or what has gathered. The queue has no bound of its own: what waits in it was asked for by
+/// clients who have so many in flight and no more.
 pub(crate) struct Outgoing {
-    queue: mpsc::Receiver<Write>,
+    queue: mpsc::UnboundedReceiver<Write>,
     batched: bool,
 }
 
 impl Outgoing {
-    pub(crate) fn new(queue: mpsc::Receiver<Write>, batched: bool) -> Self {
+    pub(crate) fn new(queue: mpsc::UnboundedReceiver<Write>, batched: bool) -> Self {
         Self { queue, batched }
     }
 }
@@ -128,7 +128,7 @@ pub(crate) async fn drive(
         .initial_connection_window_size(WINDOW_BYTES)
         .connect()
         .await?;
-    let (queue, writes) = mpsc::channel(QUEUE);
+    let (queue, writes) = mpsc::unbounded_channel();
     let mut service = PlainClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
     let mut answers = service.exchange(Outgoing::new(writes, batched)).await?.into_inner();
     phase.ready().await;
@@ -140,7 +140,7 @@ pub(crate) async fn drive(
             issued += 1;
             let write = Write { number: issued, payload: payload(client, issued, shape.payload) };
             flight.push_back(Instant::now());
-            if queue.send(write).await.is_err() {
+            if queue.send(write).is_err() {
                 return Ok(latencies);
             }
         }

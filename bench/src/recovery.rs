@@ -172,7 +172,7 @@ fn show(takeovers: &[Takeover]) {
         "open / slower bare",
         "thousand entries/s",
     ];
-    table::print(&head, &rows.collect::<Vec<_>>());
+    print!("{}", table::table(&head, &rows.collect::<Vec<_>>()));
 }
 
 struct Done {

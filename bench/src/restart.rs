@@ -147,7 +147,7 @@ fn show(restarts: &[Restart]) {
         "ratio",
         "peak memory, MiB",
     ];
-    table::print(&head, &rows.collect::<Vec<_>>());
+    print!("{}", table::table(&head, &rows.collect::<Vec<_>>()));
 }
 
 /// Starts a node on the log: how long until it serves, and what it used, at most, until then.

@@ -102,7 +102,7 @@ pub(crate) async fn run_primary(args: PrimaryArgs) -> Result<()> {
 pub(crate) async fn run_backup(args: BackupArgs) -> Result<()> {
     let mut orders = orders()?;
     let disk = Disk::open(&args.folder)?;
-    let backup = backup::Backup::start(disk, Duration::from_micros(args.round_trip_us))?;
+    let mut backup = backup::Backup::start(disk, Duration::from_micros(args.round_trip_us))?;
     tell_address(backup.address);
     while let Some(order) = orders.recv().await {
         match order.split_once(':') {

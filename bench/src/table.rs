@@ -24,13 +24,12 @@ impl Spread {
     }
 }
 
-/// Prints a table in Markdown.
-pub(crate) fn print(head: &[&str], rows: &[Vec<String>]) {
-    println!("| {} |", head.join(" | "));
-    println!("| {} |", vec!["---"; head.len()].join(" | "));
-    for row in rows {
-        println!("| {} |", row.join(" | "));
-    }
+/// A table in Markdown.
+pub(crate) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
+    let line = |cells: &[String]| format!("| {} |\n", cells.join(" | "));
+    let head: Vec<String> = head.iter().map(ToString::to_string).collect();
+    let rule = vec!["---".to_owned(); head.len()];
+    [head, rule].iter().chain(rows).map(|cells| line(cells)).collect()
 }
 
 #[cfg(test)]

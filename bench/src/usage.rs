@@ -17,11 +17,14 @@ pub(crate) struct Usage {
 }
 
 impl Usage {
+    /// To the microsecond.
     pub(crate) fn of_this_process() -> Result<Usage> {
-        Self::of("self")
+        let used = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+        let cpu_us = u64::try_from(used.tv_sec)? * 1_000_000 + u64::try_from(used.tv_nsec)? / 1000;
+        Ok(Usage { cpu_us, ..Self::of("self")? })
     }
 
-    /// Of a process by its number.
+    /// Of a process by its number, in the kernel's ticks.
     pub(crate) fn of(process: &str) -> Result<Usage> {
         let stat = fs::read_to_string(format!("/proc/{process}/stat"))?;
         // The name may have blanks in it, and ends with the last bracket.

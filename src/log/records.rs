@@ -374,7 +374,10 @@ mod tests {
             length: 0,
             digest: Digest::default(),
         };
-        Record { entry: Entry { header, payload: Bytes::from(vec![0; lsn as usize % 7]) }, reply: Digest::default() }
+        Record {
+            entry: Entry { header, payload: Bytes::from(vec![0; usize::try_from(lsn % 7).expect("small")]) },
+            reply: Digest::default(),
+        }
     }
 
     proptest! {

@@ -231,7 +231,10 @@ impl Inner {
     /// Hands an outcome to whoever waits, or keeps it for who may ask.
     fn tell(&mut self, outcome: WriteOutcome) {
         let Waiters { caller, others } = self.writes.remove(&outcome.request()).unwrap_or_default();
-        let told = others.into_iter().fold(false, |told, waiter| waiter.send(outcome.clone()).is_ok() || told);
+        let mut told = false;
+        for waiter in others {
+            told |= waiter.send(outcome.clone()).is_ok();
+        }
         // Whoever issued it is nearly always the only one.
         let unheard = match caller {
             Some(caller) => caller.send(outcome).err(),

@@ -541,7 +541,7 @@ impl Sequencer {
                         self.lost.push(conn);
                     }
                 }
-                Output::ToBackup(conn, message) => self.to_backup(conn, message),
+                Output::ToBackup(conn, message) => self.gather(conn, message),
                 Output::ToPrimary(conn, message) => {
                     if self
                         .link
@@ -597,7 +597,7 @@ impl Sequencer {
         }
     }
 
-    fn to_backup(&mut self, conn: Conn, message: PrimaryMessage) {
+    fn gather(&mut self, conn: Conn, message: PrimaryMessage) {
         let waits = match &self.core {
             Core::Primary(core) => core.waits_for_backup(),
             Core::Backup(_) | Core::Turning => true,

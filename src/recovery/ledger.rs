@@ -142,7 +142,7 @@ mod tests {
         let mut dice = 1u64;
         for _ in 0..2000 {
             dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            let (lsn, is_in) = (Lsn(3 + (dice >> 33) % 40), (dice >> 60) % 3 > 0);
+            let (lsn, is_in) = (Lsn(3 + (dice >> 33) % 40), !(dice >> 60).is_multiple_of(3));
             ranges.set(lsn, is_in);
             if is_in {
                 set.insert(lsn)

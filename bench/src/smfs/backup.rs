@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use bytes::{BufMut, Bytes};
@@ -11,9 +12,9 @@ use parking_lot::Mutex;
 
 use super::Fragment;
 use super::repair::Decoder;
-use crate::Result;
 use crate::disk::Disk;
 use crate::tally::Tally;
+use crate::{Result, datagrams};
 
 /// How often the primary hears how far this is, and what is lacking.
 const REPORT: Duration = Duration::from_millis(2);
@@ -44,25 +45,29 @@ struct Log {
 pub(crate) struct Backup {
     log: Arc<Mutex<Log>>,
     stopped: Arc<AtomicBool>,
+    running: Option<JoinHandle<()>>,
     pub(crate) address: SocketAddr,
 }
 
 impl Backup {
     /// Takes datagrams; `round_trip` says when to ask again.
     pub(crate) fn start(disk: Disk, round_trip: Duration) -> Result<Backup> {
-        let socket = UdpSocket::bind(("127.0.0.1", 0))?;
-        socket.set_read_timeout(Some(REPORT))?;
+        let socket = datagrams::socket(Some(REPORT))?;
         let address = socket.local_addr()?;
         let log = Arc::new(Mutex::new(Log { next: 1, ..Log::default() }));
         let stopped = Arc::new(AtomicBool::new(false));
         let (theirs, stop) = (Arc::clone(&log), Arc::clone(&stopped));
-        std::thread::spawn(move || run(&socket, &theirs, &disk, round_trip, &stop));
-        Ok(Backup { log, stopped, address })
+        let running = std::thread::spawn(move || run(&socket, &theirs, &disk, round_trip, &stop));
+        Ok(Backup { log, stopped, running: Some(running), address })
     }
 
-    /// What is in order here, after the primary is gone; nothing more is taken.
-    pub(crate) fn finish(&self) -> Tally {
+    /// What is in order here, after the primary is gone and all that arrived of it is taken.
+    pub(crate) fn finish(&mut self) -> Tally {
         self.stopped.store(true, Ordering::Relaxed);
+        if let Some(running) = self.running.take() {
+            // It panics for our bugs alone, and has said so then.
+            let _ = running.join();
+        }
         self.log.lock().tally.clone()
     }
 
@@ -76,7 +81,7 @@ fn run(socket: &UdpSocket, log: &Mutex<Log>, disk: &Disk, round_trip: Duration, 
     let mut decoder = Decoder::default();
     let mut buffer = [0; 4096];
     let (mut primary, mut reported) = (None, Instant::now());
-    while !stop.load(Ordering::Relaxed) {
+    loop {
         if let Ok((length, from)) = socket.recv_from(&mut buffer) {
             primary = Some(from);
             let mut log = log.lock();
@@ -90,6 +95,8 @@ fn run(socket: &UdpSocket, log: &Mutex<Log>, disk: &Disk, round_trip: Duration, 
             if !entries.is_empty() {
                 disk.append(last, entries);
             }
+        } else if stop.load(Ordering::Relaxed) {
+            return;
         }
         if let Some(primary) = primary
             && reported.elapsed() >= REPORT
@@ -152,7 +159,7 @@ impl Log {
         report.put_u64(durable);
         let now = Instant::now();
         let again = round_trip + ASK_AGAIN;
-        let lacking = (self.next..self.highest).filter(|lsn| !self.whole.contains_key(lsn)).take(ASKED_MAX);
+        let lacking = (self.next..=self.highest).filter(|lsn| !self.whole.contains_key(lsn)).take(ASKED_MAX);
         for lsn in lacking.collect::<Vec<_>>() {
             // What was seen lacking just now may yet be repaired, or be late.
             let asked = self.asked.entry(lsn).or_insert(now - again + REPORT);

@@ -21,7 +21,7 @@ use super::{Fragment, PACKET_BYTES};
 use crate::disk::Disk;
 use crate::plain::{Outgoing, server};
 use crate::wire::{Write, Writes, plain_server};
-use crate::{Result, plain};
+use crate::{Result, datagrams, plain};
 
 /// How the gateway works.
 #[derive(clap::Args, Clone, Debug)]
@@ -37,18 +37,20 @@ pub(crate) struct GatewaySettings {
     pub(crate) logged: bool,
 }
 
-/// Who is told that writes are acknowledged, when.
+/// Who is told that a write is acknowledged.
 struct Callback {
-    stream: mpsc::Sender<Write>,
-    numbers: Vec<u64>,
-    last: u64,
+    stream: mpsc::UnboundedSender<Write>,
+    number: u64,
+    lsn: u64,
 }
 
 struct State {
     encoder: Encoder,
     packet: Vec<u8>,
+    /// When the first packet of the open group left, and whether the clock sleeps because there is none.
     opened: Option<Instant>,
-    /// Acknowledged when the group that is open is on the link.
+    sleeps: bool,
+    /// Wholly in packets of the open group and of those before it: acknowledged when that one is on the link.
     waiting: Vec<Callback>,
     next: u64,
     /// What the backup has not confirmed, to be sent again if it asks.
@@ -64,36 +66,54 @@ struct Gateway {
     disk: Disk,
     state: Mutex<State>,
     room: Condvar,
+    opened: Condvar,
 }
 
 impl Gateway {
+    fn new(settings: GatewaySettings, far: SocketAddr, disk: Disk) -> std::io::Result<Gateway> {
+        let state = State {
+            encoder: Encoder::default(),
+            packet: Vec::new(),
+            opened: None,
+            sleeps: false,
+            waiting: Vec::new(),
+            next: Lsn(1).0,
+            unconfirmed: BTreeMap::new(),
+            bytes: 0,
+        };
+        let (socket, state) = (datagrams::socket(None)?, Mutex::new(state));
+        Ok(Gateway { socket, far, settings, disk, state, room: Condvar::new(), opened: Condvar::new() })
+    }
+
     /// Orders a message's writes, and sends them.
-    fn take(&self, writes: Vec<Write>, stream: &mpsc::Sender<Write>) {
+    fn take(&self, writes: Vec<Write>, stream: &mpsc::UnboundedSender<Write>) {
         let mut state = self.state.lock();
         while state.bytes > self.settings.window_bytes {
             self.room.wait(&mut state);
         }
-        let mut entries = Vec::with_capacity(writes.len());
-        let mut numbers = Vec::with_capacity(writes.len());
-        for Write { number, payload } in writes {
-            // The payload is a part of the whole message it came in; what is kept is not.
-            let payload = Bytes::copy_from_slice(&payload);
-            let lsn = state.next;
-            state.next += 1;
+        // A payload is a part of the whole message it came in; what is kept is not.
+        let entries: Vec<Bytes> = writes.iter().map(|write| Bytes::copy_from_slice(&write.payload)).collect();
+        let first = state.next;
+        state.next += entries.len() as u64;
+        self.disk.append(state.next - 1, entries.clone());
+        for ((lsn, payload), write) in (first..).zip(entries).zip(writes) {
             state.bytes += payload.len();
-            state.unconfirmed.insert(lsn, payload.clone());
             self.send(&mut state, lsn, &payload);
-            entries.push(payload);
-            numbers.push(number);
+            state.unconfirmed.insert(lsn, payload);
+            state.waiting.push(Callback { stream: stream.clone(), number: write.number, lsn });
         }
-        let last = state.next - 1;
         self.end_packet(&mut state);
-        state.opened.get_or_insert_with(Instant::now);
-        state.waiting.push(Callback { stream: stream.clone(), numbers, last });
-        self.disk.append(last, entries);
-        if state.encoder.is_empty() {
-            // The group was closed by the last packet.
-            self.call_back(&mut state);
+        self.set_clock(&mut state);
+    }
+
+    /// A group that is open ends in time.
+    fn set_clock(&self, state: &mut State) {
+        if state.encoder.is_empty() || state.opened.is_some() {
+            return;
+        }
+        state.opened = Some(Instant::now());
+        if state.sleeps {
+            self.opened.notify_one();
         }
     }
 
@@ -125,35 +145,39 @@ impl Gateway {
         }
     }
 
+    /// Ends the open group. With its repair packets on the link, all that was handed over before is acknowledged: the
+    /// gateway's callback.
     fn close_group(&self, state: &mut State) {
         for repair in state.encoder.close() {
             let _ = self.socket.send_to(&repair, self.far);
         }
-    }
-
-    /// The gateway's callback: what was handed to it is on the link, with its repair packets.
-    fn call_back(&self, state: &mut State) {
         state.opened = None;
-        for Callback { stream, numbers, last } in std::mem::take(&mut state.waiting) {
-            let answer = move || {
-                for number in numbers {
-                    // A client that is gone needs no answer.
-                    let _ = stream.try_send(Write { number, payload: Bytes::new() });
-                }
-            };
-            if self.settings.logged { self.disk.after(last, answer) } else { answer() }
-        }
+        let waiting = std::mem::take(&mut state.waiting);
+        let Some(last) = waiting.last().map(|callback| callback.lsn) else { return };
+        let answer = move || {
+            for Callback { stream, number, .. } in waiting {
+                // A client that is gone needs no answer.
+                let _ = stream.send(Write { number, payload: Bytes::new() });
+            }
+        };
+        if self.settings.logged { self.disk.after(last, answer) } else { answer() }
     }
 
     /// Ends groups that waited long enough, for as long as the process lives.
     fn tick(&self) {
         let wait = Duration::from_micros(self.settings.repair_wait_us);
+        let mut state = self.state.lock();
         loop {
-            std::thread::sleep(wait / 2);
-            let mut state = self.state.lock();
-            if state.opened.is_some_and(|opened| opened.elapsed() >= wait) {
+            let Some(opened) = state.opened else {
+                state.sleeps = true;
+                self.opened.wait(&mut state);
+                state.sleeps = false;
+                continue;
+            };
+            if opened.elapsed() >= wait {
                 self.close_group(&mut state);
-                self.call_back(&mut state);
+            } else {
+                self.opened.wait_until(&mut state, opened + wait);
             }
         }
     }
@@ -173,9 +197,7 @@ impl Gateway {
                 }
             }
             self.end_packet(&mut state);
-            if !state.encoder.is_empty() {
-                state.opened.get_or_insert_with(Instant::now);
-            }
+            self.set_clock(&mut state);
             self.room.notify_all();
         }
     }
@@ -189,7 +211,7 @@ impl plain_server::Plain for Service {
     type ExchangeStream = Pin<Box<dyn Stream<Item = Result<Writes, Status>> + Send>>;
 
     async fn exchange(&self, request: Request<Streaming<Writes>>) -> Result<Response<Self::ExchangeStream>, Status> {
-        let (answers, queue) = mpsc::channel(plain::QUEUE);
+        let (answers, queue) = mpsc::unbounded_channel();
         let gateway = Arc::clone(&self.0);
         let mut writes = request.into_inner();
         tokio::spawn(async move {
@@ -208,22 +230,7 @@ pub(crate) async fn serve(
     disk: Disk,
     tell: impl FnOnce(SocketAddr),
 ) -> Result<()> {
-    let gateway = Arc::new(Gateway {
-        socket: UdpSocket::bind(("127.0.0.1", 0))?,
-        far,
-        settings,
-        disk,
-        state: Mutex::new(State {
-            encoder: Encoder::default(),
-            packet: Vec::new(),
-            opened: None,
-            waiting: Vec::new(),
-            next: Lsn(1).0,
-            unconfirmed: BTreeMap::new(),
-            bytes: 0,
-        }),
-        room: Condvar::new(),
-    });
+    let gateway = Arc::new(Gateway::new(settings, far, disk)?);
     for run in [Gateway::tick, Gateway::hear] {
         let gateway = Arc::clone(&gateway);
         std::thread::spawn(move || run(&gateway));
@@ -233,4 +240,45 @@ pub(crate) async fn serve(
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     let service = plain_server::PlainServer::new(Service(gateway)).max_decoding_message_size(plain::MESSAGE_BYTES_MAX);
     Ok(server().add_service(service).serve_with_incoming(incoming).await?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::smfs::repair;
+
+    /// A gateway whose groups end only when they are full, and the far end of its link.
+    fn gateway(folder: &std::path::Path) -> (Gateway, UdpSocket) {
+        let far = datagrams::socket(None).expect("a socket");
+        let settings = GatewaySettings { repair_wait_us: 60_000_000, window_bytes: 64 << 20, logged: false };
+        let disk = Disk::open(folder).expect("a log");
+        let gateway = Gateway::new(settings, far.local_addr().expect("an address"), disk).expect("a gateway");
+        (gateway, far)
+    }
+
+    fn writes(count: u64, bytes: usize) -> Vec<Write> {
+        (1..=count).map(|number| Write { number, payload: vec![7; bytes].into() }).collect()
+    }
+
+    #[test]
+    fn a_group_that_ends_within_a_message_is_called_back_at_once() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (gateway, _far) = gateway(folder.path());
+        let (answers, mut queue) = mpsc::unbounded_channel();
+        // One write a packet: the first group holds eight.
+        gateway.take(writes(repair::DATA as u64 + 3, PACKET_BYTES - 100), &answers);
+        let answered: Vec<u64> = std::iter::from_fn(|| queue.try_recv().ok()).map(|answer| answer.number).collect();
+        assert_eq!(answered, (1..=repair::DATA as u64).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn no_answer_is_lost_on_those_who_do_not_read() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (gateway, _far) = gateway(folder.path());
+        let (answers, mut queue) = mpsc::unbounded_channel();
+        gateway.take(writes(10_000, 100), &answers);
+        gateway.close_group(&mut gateway.state.lock());
+        let answered = std::iter::from_fn(|| queue.try_recv().ok()).map(|answer| answer.number);
+        assert!(answered.eq(1..=10_000));
+    }
 }

@@ -204,7 +204,7 @@ fn records_do_not_pin_the_receive_buffer() {
         PrimaryMessage::Append { epoch, base: Lsn(0), stable: Lsn(0), echo: 0, records: vec![record.clone()].into() };
     let (came, buffer): (Vec<PrimaryMessage>, _) = received(pb::PrimaryMessages::from(vec![append]));
     let [PrimaryMessage::Append { records, .. }] = came.as_slice() else { panic!("{came:?}") };
-    assert_eq!(records[..], [record.clone()]);
+    assert_eq!(records[..], *std::slice::from_ref(&record));
     assert!(!pins(&records[0].entry.payload, &buffer));
 
     let fetched = BackupMessage::Records { epoch, records: vec![record] };
