@@ -13,7 +13,7 @@ use tagalong::{Backup, Primary, TaggedClient};
 struct Story(Vec<u8>);
 
 impl StateMachine for Story {
-    fn apply(&mut self, commands: &[Entry], replies: &mut Vec<Bytes>) -> io::Result<()> {
+    fn apply(&mut self, commands: &[&Entry], replies: &mut Vec<Bytes>) -> io::Result<()> {
         for command in commands {
             self.0.extend_from_slice(&command.payload);
             replies.push(self.0.len().to_string().into());

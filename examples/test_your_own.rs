@@ -50,7 +50,7 @@ impl Poll {
 }
 
 impl StateMachine for Poll {
-    fn apply(&mut self, commands: &[Entry], replies: &mut Vec<Bytes>) -> io::Result<()> {
+    fn apply(&mut self, commands: &[&Entry], replies: &mut Vec<Bytes>) -> io::Result<()> {
         for command in commands {
             // Commands come from clients: what is no vote gets a reply that says so, and never an error or a panic.
             let reply = match std::str::from_utf8(&command.payload) {

@@ -8,12 +8,12 @@
 //! Invariants: I1 (its log is a prefix of the log of the primary of the same epoch), I7 (a promise is durable before
 //! anything of the new epoch leaves; older epochs are refused).
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 
 use bytes::Bytes;
 
 use crate::error::{Code, Error, Result};
-use crate::log::{Body, ClusterId, Entry, Epoch, GroupId, Lsn, Record, Target, Time};
+use crate::log::{Body, ClusterId, Commands, Epoch, GroupId, Lsn, Record, Records, Tail, Target, Time};
 use crate::message::{
     BackupMessage, ClientMessage, FEATURES, NodeMessage, NodeStatus, PeerHello, PrimaryMessage, Role, SessionStatus,
     Status, VERSION,
@@ -77,7 +77,7 @@ pub struct Backup {
     /// What the log says at its end, without the replies: what cannot follow it is refused before it is appended.
     tip: LogState,
     /// Appended and not applied yet.
-    behind: VecDeque<Record>,
+    behind: Tail,
     executing: usize,
     /// The in-sync mark is durable.
     in_sync: bool,
@@ -122,9 +122,9 @@ impl Backup {
             saved: 0,
             appended: state.end(),
             durable: state.end(),
+            behind: Tail::new(state.end().next()),
             tip: state.outline(),
             state,
-            behind: VecDeque::new(),
             executing: 0,
             stable: Lsn(0),
             link: None,
@@ -349,14 +349,18 @@ impl Backup {
         }
         assert!(self.state.end() <= base, "nothing provisional is applied");
         out.push(Output::Truncate(base));
-        self.behind.retain(|record| record.lsn() <= base);
+        self.behind.truncate_after(base);
         self.appended = base;
         self.durable = base;
+        self.rebuild_tip();
+        Ok(())
+    }
+
+    fn rebuild_tip(&mut self) {
         self.tip = self.state.outline();
-        for record in &self.behind {
+        for record in self.behind.iter() {
             self.tip.apply_header(&record.entry.header, None).expect("it was applied when it came");
         }
-        Ok(())
     }
 
     /// A restarting primary asks for a new epoch.
@@ -405,7 +409,7 @@ impl Backup {
         base: Lsn,
         stable: Lsn,
         echo: u64,
-        records: Vec<Record>,
+        records: Records,
         out: &mut Vec<Output>,
     ) -> Result<()> {
         self.refuse_older(epoch)?;
@@ -424,11 +428,9 @@ impl Backup {
             self.save_marks(out);
         }
         self.check_records(epoch, &records)?;
-        for record in &records {
-            self.appended = record.lsn();
-            self.behind.push_back(record.clone());
-        }
         if !records.is_empty() {
+            self.behind.push(records.clone());
+            self.appended = self.behind.next().prev();
             out.push(Output::Append(records));
         }
         self.stable = self.stable.max(stable);
@@ -442,14 +444,10 @@ impl Backup {
     /// Takes the records' headers into the tip: all of them, or none.
     fn check_records(&mut self, epoch: Epoch, records: &[Record]) -> Result<()> {
         let mut wrong = records.iter().find(|record| !record.is_intact() || record.entry.header.epoch > epoch);
-        if wrong.is_none() && records.len() == 1 {
-            // The common case needs no way back: a header that does not fit changes nothing.
+        if wrong.is_none() {
             wrong = records.iter().find(|record| self.tip.apply_header(&record.entry.header, None).is_err());
-        } else if wrong.is_none() {
-            let mut tip = self.tip.clone();
-            wrong = records.iter().find(|record| tip.apply_header(&record.entry.header, None).is_err());
-            if wrong.is_none() {
-                self.tip = tip;
+            if wrong.is_some() {
+                self.rebuild_tip();
             }
         }
         let Some(record) = wrong else { return Ok(()) };
@@ -497,13 +495,20 @@ impl Backup {
         if self.executing > 0 {
             return;
         }
-        let ready = self.behind.iter().take(APPLY_MAX).take_while(|record| record.lsn() <= certain);
-        let commands: Vec<Entry> = ready
-            .clone()
-            .filter(|record| record.entry.header.body == Body::Command)
-            .map(|record| record.entry.clone())
-            .collect();
-        self.executing = ready.count();
+        let mut ready = Vec::new();
+        let mut from = self.behind.first();
+        while from <= certain && self.executing < APPLY_MAX {
+            let room =
+                (APPLY_MAX - self.executing).min(usize::try_from(certain.next().0 - from.0).unwrap_or(usize::MAX));
+            let run = self.behind.read(from, u64::MAX, room);
+            if run.is_empty() {
+                break;
+            }
+            from = Lsn(from.0 + run.len() as u64);
+            self.executing += run.len();
+            ready.push(run);
+        }
+        let commands = Commands::of(ready);
         if self.executing > 0 && commands.is_empty() {
             self.on_executed(Vec::new(), out);
             self.execute(out);
@@ -515,16 +520,16 @@ impl Backup {
     fn on_executed(&mut self, replies: Vec<Bytes>, out: &mut Vec<Output>) {
         let mut replies = replies.into_iter();
         for _ in 0..std::mem::take(&mut self.executing) {
-            let Some(record) = self.behind.front() else {
-                return;
+            let Some(record) = self.behind.get(self.state.end().next()) else {
+                break;
             };
             let reply = (record.entry.header.body == Body::Command).then(|| replies.next().unwrap_or_default());
             if let Err(error) = self.state.apply(record, reply) {
                 self.fail(error, out);
-                return;
+                break;
             }
-            self.behind.pop_front();
         }
+        self.behind.release(self.state.end());
     }
 
     /// The log is safe on disk; the state computed from it is not to be trusted.
@@ -680,8 +685,8 @@ impl Backup {
             held_bytes: 0,
             share_bytes: 0,
         });
-        let bytes = self.behind.iter().map(Record::cost).sum();
-        let oldest = self.behind.front().map(|record| record.entry.header.time);
+        let bytes = self.behind.bytes();
+        let oldest = self.behind.iter().next().map(|record| record.entry.header.time);
         NodeStatus {
             status: self.wire_status(),
             head: self.appended,

@@ -21,6 +21,7 @@ use crate::error::{Code, Error, Result};
 use crate::log::{Digest, Epoch, HEADER_COST, Level, Lsn, Request, SessionRole, Tag, Time};
 use crate::message::Conn;
 use crate::message::{ClientMessage, NodeMessage, Outcome, Status};
+use crate::ordered::Ordered;
 use crate::rule::{self, Rule};
 
 pub mod image;
@@ -231,7 +232,7 @@ pub struct Client {
     image: CacheImage,
     /// The last number given out.
     last: Request,
-    unsent: BTreeMap<Request, Unsent>,
+    unsent: Ordered<Request, Unsent>,
     /// Bytes of `unsent`, by the cost their commands will have.
     unsent_bytes: u64,
     asking: BTreeMap<u64, Asking>,
@@ -264,7 +265,7 @@ impl Client {
             settings,
             last: image.last,
             image,
-            unsent: BTreeMap::new(),
+            unsent: Ordered::new(),
             unsent_bytes: 0,
             asking: BTreeMap::new(),
             last_query: 0,

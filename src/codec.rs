@@ -265,7 +265,7 @@ impl Put<'_> {
         self.number(range.end.0);
     }
 
-    fn epoch(&mut self, epoch: Epoch) {
+    pub(crate) fn epoch(&mut self, epoch: Epoch) {
         self.number(u64::from(epoch.generation));
         self.number(epoch.number);
         self.u64(epoch.node.0);
@@ -510,7 +510,7 @@ impl<'a> Take<'a> {
         Ok(self.lsn()?..self.lsn()?)
     }
 
-    fn epoch(&mut self) -> Result<Epoch> {
+    pub(crate) fn epoch(&mut self) -> Result<Epoch> {
         Ok(Epoch { generation: self.u32()?, number: self.number()?, node: NodeId(self.u64()?) })
     }
 
@@ -651,5 +651,5 @@ fn unknown(what: &str, kind: u8) -> Error {
 }
 
 fn corrupt(why: &str) -> Error {
-    Error::new(Code::Corrupt, format!("stored data makes no sense: {why}"))
+    Error::new(Code::Corrupt, format!("malformed bytes: {why}"))
 }

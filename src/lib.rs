@@ -11,6 +11,7 @@ pub mod message;
 #[cfg(feature = "grpc")]
 pub mod net;
 pub mod node;
+pub mod ordered;
 pub mod primary;
 pub mod recovery;
 pub mod rule;

@@ -13,11 +13,14 @@
 //! Invariants: I1 (prefix) by density, I4 through [`Unstable::unconfirmed_in`].
 //! Not here: who may append ([`crate::primary`]), and where records are kept ([`crate::store`]).
 
-use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
 use std::ops::Range;
 
 use bytes::Bytes;
+
+mod records;
+
+pub use records::{Commands, Records, Tail, Unstable};
 
 /// Defines an identity newtype over an integer that prints in hex.
 macro_rules! hex_id {
@@ -402,106 +405,4 @@ pub struct Reign {
 /// Whether `lsn` lies in one of the half-open `ranges`.
 pub fn in_ranges(ranges: &[Range<Lsn>], lsn: Lsn) -> bool {
     ranges.iter().any(|range| range.contains(&lsn))
-}
-
-/// The entries in `(stable, head]` that a primary keeps in memory, with who confirmed them.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Unstable {
-    /// The records, dense; the front one has LSN `first`.
-    records: VecDeque<Record>,
-    first: Lsn,
-    bytes: u64,
-    unconfirmed: BTreeSet<Lsn>,
-}
-
-impl Unstable {
-    /// Empty, with `next` the LSN that the first record pushed will have.
-    pub fn new(next: Lsn) -> Self {
-        Self { records: VecDeque::new(), first: next, bytes: 0, unconfirmed: BTreeSet::new() }
-    }
-
-    /// The LSN the next record must have.
-    pub fn next(&self) -> Lsn {
-        Lsn(self.first.0 + self.records.len() as u64)
-    }
-
-    /// The LSN of the first record kept (or of the next, when empty).
-    pub fn first(&self) -> Lsn {
-        self.first
-    }
-
-    /// What is kept, in bytes by [`Record::cost`].
-    pub fn bytes(&self) -> u64 {
-        self.bytes
-    }
-
-    /// How many records are kept.
-    pub fn len(&self) -> usize {
-        self.records.len()
-    }
-
-    /// Whether nothing is kept.
-    pub fn is_empty(&self) -> bool {
-        self.records.is_empty()
-    }
-
-    /// Appends the next record, as yet unconfirmed.
-    ///
-    /// # Panics
-    /// If its LSN is not the next one (I1: the caller numbered it).
-    pub fn push(&mut self, record: Record) {
-        assert_eq!(record.lsn(), self.next(), "I1: the log is dense");
-        self.bytes += record.cost();
-        self.unconfirmed.insert(record.lsn());
-        self.records.push_back(record);
-    }
-
-    /// The record at `lsn`, if kept.
-    pub fn get(&self, lsn: Lsn) -> Option<&Record> {
-        let index = lsn.0.checked_sub(self.first.0)?;
-        self.records.get(usize::try_from(index).ok()?)
-    }
-
-    /// The origin of `lsn` holds its tag: manifests need not name it.
-    pub fn confirm(&mut self, lsn: Lsn) {
-        self.unconfirmed.remove(&lsn);
-    }
-
-    /// Whether `lsn` is kept and nobody confirmed it yet.
-    pub fn is_unconfirmed(&self, lsn: Lsn) -> bool {
-        self.unconfirmed.contains(&lsn)
-    }
-
-    /// The kept, unconfirmed LSNs in `(after, upto]`, in order.
-    pub fn unconfirmed_in(&self, after: Lsn, upto: Lsn) -> impl Iterator<Item = Lsn> + '_ {
-        let range = after.next()..upto.next().max(after.next());
-        self.unconfirmed.range(range).copied()
-    }
-
-    /// Forgets every record up to and including `upto`.
-    pub fn release(&mut self, upto: Lsn) {
-        while self.first <= upto {
-            let Some(record) = self.records.pop_front() else {
-                break;
-            };
-            self.bytes -= record.cost();
-            self.unconfirmed.remove(&self.first);
-            self.first = self.first.next();
-        }
-    }
-
-    /// The kept records from `from` on, up to about `bytes_max` (at least one if there is any).
-    pub fn read(&self, from: Lsn, bytes_max: u64) -> Vec<Record> {
-        let skip = usize::try_from(from.0.saturating_sub(self.first.0)).unwrap_or(usize::MAX);
-        let mut left = bytes_max;
-        let mut out = Vec::new();
-        for record in self.records.range(skip.min(self.records.len())..) {
-            if !out.is_empty() && record.cost() > left {
-                break;
-            }
-            left = left.saturating_sub(record.cost());
-            out.push(record.clone());
-        }
-        out
-    }
 }

@@ -17,7 +17,8 @@ use bytes::Bytes;
 
 use crate::error::Error;
 use crate::log::{
-    ClientId, ClusterId, Digest, Epoch, GroupId, Header, Level, Lsn, NodeId, Record, Reign, Request, SessionRole, Tag,
+    ClientId, ClusterId, Digest, Epoch, GroupId, Header, Level, Lsn, NodeId, Record, Records, Reign, Request,
+    SessionRole, Tag,
 };
 use crate::share::Share;
 
@@ -454,7 +455,7 @@ pub enum PrimaryMessage {
         /// To be echoed.
         echo: u64,
         /// In order, the first having the LSN after the last one sent.
-        records: Vec<Record>,
+        records: Records,
     },
     /// From now on this backup is the stability target: persist the in-sync mark.
     Grant {

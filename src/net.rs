@@ -4,15 +4,15 @@
 //! for operators, and the standard health service, all on one address, whatever the node's role is at the moment.
 //!
 //! ```text
-//!  stream tasks ──inputs──► sequencer thread (core + state machine) ──frames──► stream tasks
+//!  stream tasks ──inputs──► sequencer (core + state machine) ──frames──► stream tasks
 //!   (tokio)                     │ appends, marks    ▲ durable
 //!                               ▼                   │
 //!                            storage thread (the log, group commit)
 //! ```
 //!
-//! The sequencer thread owns core and state machine and takes no lock: inputs come through one bounded queue, frames
-//! leave through one bounded queue a stream. The storage thread syncs whatever has gathered, at once. Conversion to
-//! and from the wire happens on the stream tasks.
+//! The sequencer, a task or a thread, owns core and state machine and takes no lock: inputs come through one bounded
+//! queue, frames leave through one bounded queue a stream. The storage thread syncs whatever has gathered, as soon as
+//! somebody waits for it. Conversion to and from the wire happens on the stream tasks.
 //!
 //! Bounds: a stream task waits while the sequencer's queue is full, and gRPC's flow control pushes back on the peer;
 //! a peer that does not read its frames loses the stream, and resumes on a new one; what waits for the disk is
@@ -96,6 +96,10 @@ pub struct NetSettings {
     pub message_bytes_max: usize,
     /// Messages that wait for a node's sequencer or a client's driver, and messages that wait to be sent on one stream.
     pub queue_max: usize,
+    /// Whether a node orders and applies commands on a thread of its own, instead of in a task of the runtime. It keeps
+    /// the runtime's threads free where applying takes long, some hundred microseconds at once, and costs every message
+    /// two changes of threads.
+    pub sequencer_thread: bool,
 }
 
 impl Default for NetSettings {
@@ -112,6 +116,7 @@ impl Default for NetSettings {
             replication_congestion: None,
             message_bytes_max: 64 << 20,
             queue_max: 1024,
+            sequencer_thread: false,
         }
     }
 }

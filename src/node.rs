@@ -6,7 +6,7 @@
 use bytes::Bytes;
 
 use crate::error::Error;
-use crate::log::{ClientId, Entry, GapPolicy, Lsn, Record, Time};
+use crate::log::{ClientId, Commands, Entry, GapPolicy, Lsn, Record, Records, Time};
 pub use crate::message::Conn;
 use crate::message::{BackupMessage, ClientMessage, NodeMessage, PrimaryMessage};
 use crate::store::{Marks, Missing};
@@ -104,7 +104,7 @@ pub enum Output {
     /// End a stream, after what was sent on it.
     Close(Conn),
     /// Append to the log, sync, and report `Persisted`.
-    Append(Vec<Record>),
+    Append(Records),
     /// Cut the log after this LSN, durably, before anything that follows.
     Truncate(Lsn),
     /// Replace the marks durably and report `MarksSaved`; in order with `Append`.
@@ -112,7 +112,7 @@ pub enum Output {
     /// Apply these commands, then run these queries, and report `Executed`. One at a time.
     Execute {
         /// In log order; all are commands.
-        commands: Vec<Entry>,
+        commands: Commands,
         /// To be run on the state after them.
         queries: Vec<Bytes>,
     },

@@ -23,6 +23,7 @@ use crate::error::{Code, Error, Result};
 use crate::log::{Body, ClientId, Epoch, Level, Lsn, Target, Time, Unstable};
 use crate::message::{FEATURES, NodeMessage, NodeStatus, Role, SessionStatus, Status, VERSION};
 use crate::node::{Admin, Conn, Input, NodeEvent, Output, RecoveryPolicy, elapsed};
+use crate::ordered::Ordered;
 use crate::session::{LogState, Standing};
 use crate::store::Marks;
 
@@ -244,7 +245,7 @@ pub struct Primary {
     writes: VecDeque<Queued>,
     asked: VecDeque<Asked>,
     executing: Option<Batch>,
-    replies: BTreeMap<Lsn, Waiting>,
+    replies: Ordered<Lsn, Waiting>,
     /// In the order of their LSNs.
     reads: VecDeque<Reading>,
     /// Replies that waited for the own disk, and for coverage, were released up to here.
@@ -547,14 +548,12 @@ impl Primary {
     /// What the node is doing, for operators.
     pub fn status(&self, now: Time) -> NodeStatus {
         let mut held: BTreeMap<ClientId, (u64, u64)> = BTreeMap::new();
-        let mut lsn = self.unstable.first();
-        while let Some(record) = self.unstable.get(lsn) {
+        for record in self.unstable.iter() {
             if let Some(origin) = record.entry.header.origin {
                 let (entries, bytes) = held.entry(origin.client).or_default();
                 *entries += 1;
                 *bytes += record.cost();
             }
-            lsn = lsn.next();
         }
         let cover = self.sharing.as_ref().map(|sharing| &sharing.cover);
         let (shares, share_bytes) = cover.map_or((0, 0), |cover| cover.held());

@@ -20,6 +20,7 @@ use crate::error::{Code, Error, Result};
 use crate::log::{
     Body, ClientId, Epoch, EpochStart, Header, Level, Lsn, Record, Reign, Request, SessionInfo, Target, Time,
 };
+use crate::ordered::Ordered;
 
 /// Where a session stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -68,7 +69,7 @@ pub struct Session {
     /// The last LSN of an entry of its own.
     pub last: Lsn,
     /// Replies it may still ask for.
-    pub replies: BTreeMap<Request, Reply>,
+    pub replies: Ordered<Request, Reply>,
 }
 
 /// What the log says, apart from the application's state.
@@ -190,7 +191,7 @@ impl LogState {
                 }
                 session.next = origin.request.next();
                 session.last = lsn;
-                session.replies = session.replies.split_off(&header.answered.next());
+                while session.replies.pop_upto(&header.answered).is_some() {}
                 session.replies.insert(origin.request, Reply { lsn, reply: reply.unwrap_or_default() });
             }
             (Body::Open(info), Some(origin)) => {
@@ -204,7 +205,7 @@ impl LogState {
                     since_time: header.time,
                     next: Request(1),
                     last: lsn,
-                    replies: BTreeMap::new(),
+                    replies: Ordered::new(),
                 };
                 self.sessions.insert(origin.client, session);
             }

@@ -106,7 +106,7 @@ pub trait StateMachine: Send + 'static {
     ///
     /// # Errors
     /// Only of its own storage: the node then stops. A command that makes no sense gets a reply that says so.
-    fn apply(&mut self, commands: &[Entry], replies: &mut Vec<Bytes>) -> io::Result<()>;
+    fn apply(&mut self, commands: &[&Entry], replies: &mut Vec<Bytes>) -> io::Result<()>;
 
     /// Answers a query from the state as it is, changing nothing.
     ///

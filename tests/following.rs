@@ -85,7 +85,7 @@ impl Follower {
     }
 
     fn frame(&mut self, epoch: Epoch, base: u64, records: Vec<Record>) {
-        self.hear(PrimaryMessage::Append { epoch, base: Lsn(base), stable: Lsn(0), echo: 0, records });
+        self.hear(PrimaryMessage::Append { epoch, base: Lsn(base), stable: Lsn(0), echo: 0, records: records.into() });
     }
 
     /// Says no, and why.

@@ -377,7 +377,7 @@ async fn a_client_of_another_cluster_is_refused() {
 struct Contrary(KvStore);
 
 impl StateMachine for Contrary {
-    fn apply(&mut self, commands: &[Entry], replies: &mut Vec<Bytes>) -> std::io::Result<()> {
+    fn apply(&mut self, commands: &[&Entry], replies: &mut Vec<Bytes>) -> std::io::Result<()> {
         self.0.apply(commands, replies)?;
         replies.iter_mut().for_each(|reply| *reply = Bytes::from_static(b"no"));
         Ok(())

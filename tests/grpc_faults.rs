@@ -92,7 +92,7 @@ async fn a_result_too_large_for_a_message_is_refused() {
 struct Echo(usize);
 
 impl StateMachine for Echo {
-    fn apply(&mut self, commands: &[Entry], replies: &mut Vec<Bytes>) -> std::io::Result<()> {
+    fn apply(&mut self, commands: &[&Entry], replies: &mut Vec<Bytes>) -> std::io::Result<()> {
         replies.extend(commands.iter().map(|_| Bytes::new()));
         Ok(())
     }
@@ -213,7 +213,7 @@ async fn a_cache_that_panics() {
 struct PanickingState(KvStore);
 
 impl StateMachine for PanickingState {
-    fn apply(&mut self, commands: &[Entry], replies: &mut Vec<Bytes>) -> std::io::Result<()> {
+    fn apply(&mut self, commands: &[&Entry], replies: &mut Vec<Bytes>) -> std::io::Result<()> {
         assert!(!commands.iter().any(|entry| entry.payload == b"boom"[..]), "as the test wants it");
         self.0.apply(commands, replies)
     }

@@ -29,7 +29,7 @@ fn entry(lsn: u64, payload: Bytes) -> Entry {
 fn a_value_is_put_and_got() {
     let mut store = KvStore::new();
     let mut replies = Vec::new();
-    store.apply(&[entry(1, KvCommand::put("k", "v").encode())], &mut replies).unwrap();
+    store.apply(&[&entry(1, KvCommand::put("k", "v").encode())], &mut replies).unwrap();
     assert_eq!(KvReply::decode(&replies[0]).unwrap(), KvReply::Done);
     let reply = store.query(&KvQuery::get("k").encode()).unwrap();
     assert_eq!(KvReply::decode(&reply).unwrap(), KvReply::Value(Some((Bytes::from_static(b"v"), Lsn(1)))));
@@ -37,7 +37,7 @@ fn a_value_is_put_and_got() {
 
 fn apply(store: &mut KvStore, lsn: u64, command: &KvCommand) -> KvReply {
     let mut replies = Vec::new();
-    store.apply(&[entry(lsn, command.encode())], &mut replies).unwrap();
+    store.apply(&[&entry(lsn, command.encode())], &mut replies).unwrap();
     assert_eq!(replies.len(), 1);
     KvReply::decode(&replies[0]).unwrap()
 }
@@ -132,7 +132,7 @@ fn nonsense_gets_a_reply_and_changes_nothing() {
     }
     for bytes in bad {
         let mut replies = Vec::new();
-        store.apply(&[entry(2, bytes.clone().into())], &mut replies).unwrap();
+        store.apply(&[&entry(2, bytes.clone().into())], &mut replies).unwrap();
         assert!(matches!(KvReply::decode(&replies[0]).unwrap(), KvReply::Malformed(_)), "{bytes:?}");
         assert_eq!(KvCommand::decode(&bytes).unwrap_err().code(), Code::InvalidArgument);
         let reply = store.query(&bytes.clone().into()).unwrap();
@@ -207,7 +207,7 @@ fn a_value_does_not_keep_the_buffer_it_came_in() {
     let buffer = Bytes::from([vec![0; 1000], command.to_vec(), vec![0; 1000]].concat());
     let slice = buffer.slice(1000..1000 + command.len());
     let mut replies = Vec::new();
-    store.apply(&[entry(1, slice)], &mut replies).unwrap();
+    store.apply(&[&entry(1, slice)], &mut replies).unwrap();
     assert!(buffer.is_unique(), "something of the buffer is kept");
     assert_eq!(store.get("k"), Some(&b"v"[..]));
 }

@@ -472,7 +472,7 @@ struct BrokenMachine {
 }
 
 impl StateMachine for BrokenMachine {
-    fn apply(&mut self, commands: &[Entry], replies: &mut Vec<Bytes>) -> io::Result<()> {
+    fn apply(&mut self, commands: &[&Entry], replies: &mut Vec<Bytes>) -> io::Result<()> {
         self.calls += 1;
         let before = replies.len();
         if self.bug == MachineBug::ClearsReplies {

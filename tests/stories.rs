@@ -706,7 +706,8 @@ fn a_mark_of_being_in_sync_ends_with_another_nodes_reign() {
     let welcome =
         PrimaryMessage::Welcome { version: VERSION, cluster, group, node: NodeId(3), endpoint: String::new() };
     backup.step(Time(1), Input::FromPrimary(link, welcome), &mut out);
-    let append = PrimaryMessage::Append { epoch: new, base: Lsn(1), stable: Lsn(9), echo: 0, records: Vec::new() };
+    let append =
+        PrimaryMessage::Append { epoch: new, base: Lsn(1), stable: Lsn(9), echo: 0, records: Vec::new().into() };
     backup.step(Time(1), Input::FromPrimary(link, append), &mut out);
     backup.step(Time(1), Input::MarksSaved(1), &mut out);
     out.clear();
@@ -1080,7 +1081,7 @@ fn a_grant_is_answered_though_an_older_one_was_marked() {
     };
     step(Input::FromPrimary(link, welcome));
     let (base, stable) = (Lsn(0), Lsn(0));
-    let first = PrimaryMessage::Append { epoch, base, stable, echo: 1, records: Vec::new() };
+    let first = PrimaryMessage::Append { epoch, base, stable, echo: 1, records: Vec::new().into() };
     step(Input::FromPrimary(link, first));
     assert_eq!(step(Input::FromPrimary(link, PrimaryMessage::Grant { epoch })), [true]);
     assert_eq!(step(Input::FromPrimary(link, PrimaryMessage::Grant { epoch })), [true], "as often as it is given");
@@ -1350,7 +1351,8 @@ fn a_tag_of_what_is_stable_has_its_time() {
     });
     world.run();
     // The backup gets the first of the two.
-    let lsn = |world: &World, at: usize| world.clients[at].core.image().commands[&stripe[at]].tag.unwrap().lsn;
+    let lsn =
+        |world: &World, at: usize| world.clients[at].core.image().commands.get(&stripe[at]).unwrap().tag.unwrap().lsn;
     let (first, second) = (lsn(&world, 0), lsn(&world, 1));
     assert_eq!(first.next(), second);
     world.nodes[1].stalled = true;
@@ -1360,7 +1362,7 @@ fn a_tag_of_what_is_stable_has_its_time() {
     world.run();
     assert_eq!(world.primary(0).watermarks().stable(), first);
     assert!(world.acknowledged(0, stripe[0]) && !world.acknowledged(1, stripe[1]));
-    let tag = world.clients[0].core.image().commands[&stripe[0]].tag.unwrap();
+    let tag = world.clients[0].core.image().commands.get(&stripe[0]).unwrap().tag.unwrap();
     assert_eq!(tag.hold_until, Some(second));
     let at = usize::try_from(first.0 - 1).unwrap();
     assert_eq!(tag.time, world.nodes[0].log[at].entry.header.time);
@@ -1374,7 +1376,7 @@ fn a_resumed_stream_says_what_is_settled() {
     world.cut_link();
     let a = world.write(0, "a", Level::Tagged);
     assert!(world.acknowledged(0, a));
-    let tag = world.clients[0].core.image().commands[&a].tag.unwrap();
+    let tag = world.clients[0].core.image().commands.get(&a).unwrap().tag.unwrap();
     assert_eq!(tag.hold_until, None, "others may still come into its stripe");
     world.cut_client(0);
     world.run();

@@ -136,7 +136,7 @@ impl Bank {
 }
 
 impl StateMachine for Bank {
-    fn apply(&mut self, commands: &[Entry], replies: &mut Vec<Bytes>) -> io::Result<()> {
+    fn apply(&mut self, commands: &[&Entry], replies: &mut Vec<Bytes>) -> io::Result<()> {
         match self.bug {
             Bug::ClearsReplies => replies.clear(),
             Bug::FailsOnNothing if commands.is_empty() => return Err(io::Error::other("nothing to do")),

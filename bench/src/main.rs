@@ -88,7 +88,7 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let workers = match &arguments.what {
         What::Load(args) => args.threads,
-        _ => 2,
+        _ => std::env::var("W").map_or(2, |w| w.parse().unwrap()),
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build();
     let ran = runtime.map_err(Failure::from).and_then(|runtime| {

@@ -65,7 +65,7 @@ impl Tally {
 }
 
 impl StateMachine for Tally {
-    fn apply(&mut self, commands: &[Entry], replies: &mut Vec<Bytes>) -> io::Result<()> {
+    fn apply(&mut self, commands: &[&Entry], replies: &mut Vec<Bytes>) -> io::Result<()> {
         for command in commands {
             self.note(&command.payload);
             replies.push(Bytes::copy_from_slice(&command.header.lsn.0.to_be_bytes()));

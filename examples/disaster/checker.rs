@@ -528,7 +528,7 @@ mod tests {
             };
             let mut replies = Vec::new();
             let entry = Entry { header, payload: command.encode() };
-            self.ledger.apply(&[entry], &mut replies).expect("no storage");
+            self.ledger.apply(&[&entry], &mut replies).expect("no storage");
             self.history.push(command.stamp);
             Reply::decode(&replies[0]).expect("a reply")
         }

@@ -360,7 +360,7 @@ impl Cell {
 }
 
 impl StateMachine for Ledger {
-    fn apply(&mut self, commands: &[Entry], replies: &mut Vec<Bytes>) -> io::Result<()> {
+    fn apply(&mut self, commands: &[&Entry], replies: &mut Vec<Bytes>) -> io::Result<()> {
         for entry in commands {
             // A command that makes no sense has no effect and an empty reply; the drill never sends one.
             let reply = Command::decode(&entry.payload).map(|command| self.execute(command).encode());

@@ -12,6 +12,7 @@ use crate::log::{
     Body, ClientId, ClusterId, Digest, Epoch, GroupId, HEADER_COST, Header, Level, Lsn, Origin, Reign, Request,
     SessionRole, Tag, in_ranges,
 };
+use crate::ordered::Ordered;
 use crate::rule::{self, Rule};
 use crate::share::Share;
 
@@ -168,9 +169,9 @@ pub struct CacheImage {
     /// The last request number used.
     pub last: Request,
     /// Commands that are held or unanswered.
-    pub commands: BTreeMap<Request, Command>,
+    pub commands: Ordered<Request, Command>,
     /// Headers from manifests that may still have to be vouched for.
-    pub headers: BTreeMap<(Epoch, Lsn), Header>,
+    pub headers: Ordered<(Epoch, Lsn), Header>,
     /// Bytes of `commands` and `headers`, by their cost.
     pub bytes: u64,
     /// Shares kept for others, by the reign and number of each.
@@ -180,12 +181,12 @@ pub struct CacheImage {
     /// Shares by the checkpoint that releases them.
     share_until: BTreeSet<(Epoch, Lsn, u64)>,
     /// Commands without a reply, and the bytes of their payloads.
-    unanswered: BTreeSet<Request>,
+    unanswered: Ordered<Request, ()>,
     unanswered_bytes: u64,
     /// Commands with a tag, by the checkpoint that releases them. Several may wait for the same one.
-    held: BTreeSet<(Epoch, Lsn, Request)>,
+    held: Ordered<(Epoch, Lsn, Request), ()>,
     /// Commands whose tag does not say that checkpoint, by their own place.
-    unsettled: BTreeSet<(Epoch, Lsn, Request)>,
+    unsettled: Ordered<(Epoch, Lsn, Request), ()>,
     settled: (Epoch, Lsn),
 }
 
@@ -202,7 +203,7 @@ impl CacheImage {
                 self.last = self.last.max(*request);
                 self.bytes += command.cost();
                 self.unanswered_bytes += command.payload.len() as u64;
-                self.unanswered.insert(*request);
+                self.unanswered.insert(*request, ());
                 self.commands.insert(*request, command.clone());
             }
             CacheOp::Tag { request, tag } => {
@@ -238,7 +239,7 @@ impl CacheImage {
                 self.settled = self.settled.max((*epoch, *lsn));
                 let (epoch, settled) = self.settled;
                 let passed = (epoch, Lsn(0), Request(0))..=(epoch, settled, Request(u64::MAX));
-                let passed: Vec<Request> = self.unsettled.range(passed).map(|(_, _, request)| *request).collect();
+                let passed: Vec<Request> = self.unsettled.range(passed).map(|((_, _, request), ())| *request).collect();
                 passed.into_iter().for_each(|request| self.release_if_stable(request));
             }
             CacheOp::Verdict(epoch, reigns) => self.judge(*epoch, reigns),
@@ -310,7 +311,7 @@ impl CacheImage {
 
     /// Commands without a reply, in order.
     pub fn unanswered(&self) -> impl Iterator<Item = (Request, &Command)> {
-        self.unanswered.iter().filter_map(|request| Some((*request, self.commands.get(request)?)))
+        self.unanswered.keys().filter_map(|request| Some((*request, self.commands.get(request)?)))
     }
 
     fn is_released(&self, command: &Command) -> bool {
@@ -329,8 +330,8 @@ impl CacheImage {
         let old = command.tag.replace(tag);
         old.into_iter().for_each(|old| self.untag(request, &old));
         match tag.hold_until {
-            Some(until) => self.held.insert((tag.epoch, until, request)),
-            None => self.unsettled.insert((tag.epoch, tag.lsn, request)),
+            Some(until) => self.held.insert((tag.epoch, until, request), ()),
+            None => self.unsettled.insert((tag.epoch, tag.lsn, request), ()),
         };
     }
 
@@ -389,13 +390,13 @@ impl CacheImage {
         let (epoch, stable) = self.stable;
         let from = if rule::on(Rule::ReleaseByEpoch) { epoch } else { Epoch::ZERO };
         let covered = (from, Lsn(0), Request(0))..=(epoch, stable, Request(u64::MAX));
-        let covered: Vec<Request> = self.held.range(covered).map(|(_, _, request)| *request).collect();
+        let covered: Vec<Request> = self.held.range(covered).map(|((_, _, request), ())| *request).collect();
         for request in covered {
             self.release_if_stable(request);
         }
-        let kept = self.headers.split_off(&(epoch, stable.next()));
-        self.bytes -= HEADER_COST * self.headers.len() as u64;
-        self.headers = kept;
+        while self.headers.pop_upto(&(epoch, stable)).is_some() {
+            self.bytes -= HEADER_COST;
+        }
         self.drop_shares(epoch, stable, !rule::on(Rule::ReleaseByEpoch));
     }
 
@@ -404,7 +405,7 @@ impl CacheImage {
     fn judge(&mut self, epoch: Epoch, reigns: &[Reign]) {
         let present = (epoch, Lsn(0), Request(0));
         let old = self.held.range(..present).chain(self.unsettled.range(..present));
-        let old: Vec<Request> = old.map(|(_, _, request)| *request).collect();
+        let old: Vec<Request> = old.map(|((_, _, request), ())| *request).collect();
         for request in old {
             let Some(command) = self.commands.get_mut(&request) else { continue };
             let again = !rule::on(Rule::SupersededFinal)
@@ -412,7 +413,7 @@ impl CacheImage {
             if again && command.reply.take().is_some() {
                 command.tag = None;
                 self.unanswered_bytes += command.payload.len() as u64;
-                self.unanswered.insert(request);
+                self.unanswered.insert(request, ());
             } else if command.reply.is_some() {
                 self.forget(request);
             } else if rule::on(Rule::BackToInDoubt) {

@@ -65,7 +65,7 @@ impl BackupBuilder {
         self
     }
 
-    /// Replays the log and begins to follow, on the caller's tokio runtime and two threads of its own. The primary
+    /// Replays the log and begins to follow, on the caller's tokio runtime and a thread of its own for the log. The primary
     /// need not be there yet.
     ///
     /// # Errors

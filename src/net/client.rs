@@ -15,6 +15,7 @@ use super::{Clock, NetSettings, random_u128};
 use crate::client::{CacheImage, CacheOp, Client, ClientEvent, ClientSettings, Identity, REPORT_ITEMS};
 use crate::error::{Code, Error, Result};
 use crate::log::{ClientId, Epoch, HEADER_COST, Level, Request, SessionRole, Tag};
+use crate::ordered::Ordered;
 use crate::store::ClientCache;
 
 mod cache;
@@ -203,9 +204,18 @@ struct View {
     gone: bool,
 }
 
+/// Who waits for the outcome of a command.
+#[derive(Default)]
+struct Waiters {
+    /// The future that it was issued with.
+    caller: Option<oneshot::Sender<WriteOutcome>>,
+    /// Those who asked for it later.
+    others: Vec<oneshot::Sender<WriteOutcome>>,
+}
+
 struct Inner {
     core: Client,
-    writes: HashMap<Request, Vec<oneshot::Sender<WriteOutcome>>>,
+    writes: Ordered<Request, Waiters>,
     /// Outcomes nobody was waiting for.
     outcomes: BTreeMap<Request, WriteOutcome>,
     reads: HashMap<u64, oneshot::Sender<Result<Bytes>>>,
@@ -220,11 +230,14 @@ impl Inner {
 
     /// Hands an outcome to whoever waits, or keeps it for who may ask.
     fn tell(&mut self, outcome: WriteOutcome) {
-        let mut told = false;
-        for waiter in self.writes.remove(&outcome.request()).unwrap_or_default() {
-            told |= waiter.send(outcome.clone()).is_ok();
-        }
-        if !told {
+        let Waiters { caller, others } = self.writes.remove(&outcome.request()).unwrap_or_default();
+        let told = others.into_iter().fold(false, |told, waiter| waiter.send(outcome.clone()).is_ok() || told);
+        // Whoever issued it is nearly always the only one.
+        let unheard = match caller {
+            Some(caller) => caller.send(outcome).err(),
+            None => Some(outcome),
+        };
+        if let Some(outcome) = unheard.filter(|_| !told) {
             self.outcomes.insert(outcome.request(), outcome);
             if self.outcomes.len() > OUTCOMES_MAX {
                 self.outcomes.pop_first();
@@ -235,8 +248,8 @@ impl Inner {
     /// Nothing more will come: whoever waits is told why.
     fn end(&mut self, error: &Error) {
         self.ended.get_or_insert_with(|| error.clone());
-        for (request, waiters) in std::mem::take(&mut self.writes) {
-            for waiter in waiters {
+        for (request, Waiters { caller, others }) in std::mem::take(&mut self.writes) {
+            for waiter in caller.into_iter().chain(others) {
                 let _ = waiter.send(WriteOutcome::Unknown { request, error: error.clone() });
             }
         }
@@ -382,7 +395,7 @@ impl TaggedClientBuilder {
         let (events, _) = broadcast::channel(EVENTS_MAX);
         let inner = Inner {
             core,
-            writes: HashMap::new(),
+            writes: Ordered::new(),
             outcomes: BTreeMap::new(),
             reads: HashMap::new(),
             flushes: HashMap::new(),
@@ -515,7 +528,7 @@ impl TaggedClient {
             let mut inner = shared.inner.lock();
             inner.check()?;
             let request = issue(&mut inner.core)?;
-            inner.writes.insert(request, vec![waiter]);
+            inner.writes.insert(request, Waiters { caller: Some(waiter), others: Vec::new() });
             request
         };
         shared.bell.notify_one();
@@ -612,10 +625,14 @@ impl TaggedClient {
                 let why = format!("request {request} was never issued, or its outcome is not kept any more");
                 return Err(Error::new(Code::InvalidArgument, why));
             }
-            let waiters = inner.writes.entry(request).or_default();
-            // Who asks again and again, with a deadline each time, leaves one waiter behind, not all of them.
-            waiters.retain(|waiter| !waiter.is_closed());
-            waiters.push(waiter);
+            if !inner.writes.contains_key(&request) {
+                inner.writes.insert(request, Waiters::default());
+            }
+            if let Some(Waiters { others, .. }) = inner.writes.get_mut(&request) {
+                // Who asks again and again, with a deadline each time, leaves one waiter behind, not all of them.
+                others.retain(|waiter| !waiter.is_closed());
+                others.push(waiter);
+            }
         }
         Ok(answer.await.unwrap_or_else(|_| WriteOutcome::Unknown { request, error: self.why_ended() }))
     }

@@ -16,6 +16,7 @@
 
 mod admin;
 mod failure;
+mod packed;
 mod replication;
 mod session;
 #[cfg(test)]
@@ -30,6 +31,7 @@ use crate::message::{BackupMessage, ClientMessage, NodeMessage, PrimaryMessage};
 
 pub(super) use admin::promote_request;
 pub(super) use failure::{from_status, to_status};
+pub(super) use replication::joined;
 
 /// A batch is a message of messages: what was at hand when the stream was ready. One that cannot be read spoils its
 /// whole batch, as the stream ends with it.

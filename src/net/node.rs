@@ -1,11 +1,12 @@
-//! The sequencer thread: owns the core of a node and its state machine, and carries out what the core asks for.
+//! The sequencer: owns the core of a node and its state machine, and carries out what the core asks for.
 //!
 //! The half of the shell that stream tasks see is [`Mailbox`]; what handles see of it besides is [`View`].
 
 use std::collections::{HashMap, VecDeque};
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
@@ -13,7 +14,7 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use super::storage::{Job, Storage};
 use super::{Clock, JOINED_BYTES, NetSettings, Sealer, ShareKey, guarded, random_u128};
 use crate::error::{Code, Error, Result};
-use crate::log::{Body, ClusterId, Entry, Epoch, EpochStart, GroupId, Lsn, NodeId, Record};
+use crate::log::{Body, ClusterId, Commands, Entry, Epoch, EpochStart, GroupId, Lsn, NodeId, Record};
 use crate::message::{BackupMessage, ClientMessage, NodeMessage, NodeStatus, PrimaryMessage, Role};
 use crate::node::{Admin, Conn, Input, NodeEvent, Output};
 use crate::recovery::provisional_cut;
@@ -27,6 +28,10 @@ mod tests;
 const BATCH_MAX: usize = 512;
 /// Bytes of log replayed at once.
 const REPLAY_BYTES: usize = 4 << 20;
+/// Records for a backup that nobody waits for gather for so long, or up to so many bytes: each message costs two nodes as
+/// much as dozens of writes, and the link is longer than this.
+const GATHER: Duration = Duration::from_millis(1);
+const GATHER_BYTES: u64 = 256 << 10;
 /// Events kept for a listener that is slow.
 const EVENTS_MAX: usize = 1024;
 
@@ -235,30 +240,36 @@ impl Node {
         let (ready, started) = oneshot::channel();
         let weak = events.downgrade();
         let stop = closed.clone();
+        let own_thread = net.sequencer_thread;
         std::thread::Builder::new().name("tagalong-sequencer".to_owned()).spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
-            match runtime
-                .map_err(Error::from)
-                .and_then(|runtime| Ok((runtime, Sequencer::begin(start, log, state, events, view, result_bytes_max)?)))
-            {
-                Ok((runtime, mut sequencer)) => {
-                    // Nobody may be waiting any more; the node then sees it at once.
-                    let _ = ready.send(Ok(()));
-                    let ran = guarded("the sequencer", || runtime.block_on(sequencer.run(inbox, stop)));
-                    if let Err(error) = ran {
-                        sequencer.halt(error);
-                    }
-                    sequencer.end();
+            let begun = Sequencer::begin(start, log, state, events, view, result_bytes_max);
+            let runtime = || tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(Error::from);
+            // Nobody may be waiting any more; the node then ends at once.
+            match begun.and_then(|sequencer| Ok((sequencer, own_thread.then(runtime).transpose()?))) {
+                Ok((sequencer, Some(runtime))) => {
+                    let _ = ready.send(Ok(None));
+                    runtime.block_on(sequencer.live(inbox, stop));
                 }
+                Ok((sequencer, None)) => drop(ready.send(Ok(Some((sequencer, inbox, stop))))),
                 Err(error) => drop(ready.send(Err(error))),
             }
         })?;
         let died = || Error::new(Code::Storage, "the node's thread ended while it read its log");
-        started.await.unwrap_or_else(|_| Err(died()))?;
+        if let Some((sequencer, inbox, stop)) = started.await.unwrap_or_else(|_| Err(died()))? {
+            tokio::spawn(sequencer.live(inbox, stop));
+        }
         let mailbox =
             Mailbox { mail, last_conn: Arc::default(), view: watching, closing: closed, queue_max, share_key };
         Ok(Self { mailbox, events: weak, closing })
     }
+}
+
+/// Messages to backups that wait for more of them.
+#[derive(Default)]
+struct Gathered {
+    messages: Vec<(Conn, PrimaryMessage)>,
+    bytes: u64,
+    due: Option<Instant>,
 }
 
 struct Sequencer {
@@ -268,6 +279,7 @@ struct Sequencer {
     storage: Storage,
     clients: HashMap<Conn, mpsc::Sender<NodeMessage>>,
     backups: HashMap<Conn, mpsc::Sender<PrimaryMessage>>,
+    gathered: Gathered,
     link: Option<(Conn, mpsc::Sender<BackupMessage>)>,
     admins: VecDeque<oneshot::Sender<Result<()>>>,
     events: broadcast::Sender<NodeEvent>,
@@ -321,6 +333,7 @@ impl Sequencer {
             storage,
             clients: HashMap::new(),
             backups: HashMap::new(),
+            gathered: Gathered::default(),
             link: None,
             admins: VecDeque::new(),
             events,
@@ -339,6 +352,21 @@ impl Sequencer {
         Ok(sequencer)
     }
 
+    /// Runs to the end. What it calls may be the application's code, and panic.
+    async fn live(mut self, inbox: mpsc::Receiver<Mail>, closing: watch::Receiver<bool>) {
+        let ran = {
+            let mut run = std::pin::pin!(self.run(inbox, closing));
+            let poll = |cx: &mut Context<'_>| match guarded("the sequencer", || run.as_mut().poll(cx)) {
+                Ok(polled) => polled.map(Ok),
+                Err(error) => Poll::Ready(Err(error)),
+            };
+            std::future::poll_fn(poll).await
+        };
+        if let Err(error) = ran {
+            self.halt(error);
+        }
+    }
+
     async fn run(&mut self, mut inbox: mpsc::Receiver<Mail>, mut closing: watch::Receiver<bool>) {
         let mut batch = Vec::with_capacity(BATCH_MAX);
         loop {
@@ -347,7 +375,7 @@ impl Sequencer {
                 Core::Backup(core) => core.next_timeout(),
                 Core::Turning => None,
             };
-            let timer = timeout.map(|at| self.clock.instant(at));
+            let timer = timeout.map(|at| self.clock.instant(at)).into_iter().chain(self.gathered.due).min();
             let sleep = async {
                 match timer {
                     Some(at) => tokio::time::sleep_until(at.into()).await,
@@ -369,19 +397,13 @@ impl Sequencer {
                 self.deliver(mail);
             }
             self.flush();
+            if self.gathered.due.is_some_and(|due| Instant::now() >= due) {
+                self.send_gathered();
+            }
             if self.stopped {
                 return;
             }
         }
-    }
-
-    /// Ends: what was sent on the streams still leaves, and what was appended is synced.
-    fn end(&mut self) {
-        self.clients.clear();
-        self.backups.clear();
-        self.link = None;
-        self.storage.finish();
-        self.view.send_modify(|view| view.ended = true);
     }
 
     fn take_done(&mut self) {
@@ -520,12 +542,7 @@ impl Sequencer {
                         self.lost.push(conn);
                     }
                 }
-                Output::ToBackup(conn, message) => {
-                    if self.backups.get(&conn).is_some_and(|outbox| outbox.try_send(message).is_err()) {
-                        self.backups.remove(&conn);
-                        self.lost.push(conn);
-                    }
-                }
+                Output::ToBackup(conn, message) => self.to_backup(conn, message),
                 Output::ToPrimary(conn, message) => {
                     if self
                         .link
@@ -536,8 +553,17 @@ impl Sequencer {
                         self.lost.push(conn);
                     }
                 }
-                Output::Close(conn) => self.close(conn),
-                Output::Append(records) => self.storage.ask(Job::Append(records)),
+                Output::Close(conn) => {
+                    self.send_gathered();
+                    self.close(conn);
+                }
+                Output::Append(records) => {
+                    let waits = match &self.core {
+                        Core::Primary(core) => core.waits_for_disk(),
+                        Core::Backup(_) | Core::Turning => true,
+                    };
+                    self.storage.ask(if waits { Job::Append(records) } else { Job::AppendLater(records) });
+                }
                 Output::Truncate(last) => self.storage.ask(Job::Truncate(last)),
                 Output::SaveMarks(marks) => {
                     self.saves += 1;
@@ -546,7 +572,7 @@ impl Sequencer {
                     }
                     self.storage.ask(Job::SaveMarks(marks));
                 }
-                Output::Execute { commands, queries } => self.execute(&commands, &queries),
+                Output::Execute { commands, queries } => self.execute(commands, &queries),
                 Output::Read { conn, from, bytes_max } => self.storage.ask(Job::Read { conn, from, bytes_max }),
                 Output::Judge { entries, missing } => {
                     let keep = entries.iter().map(|entry| self.state.independent(entry, &missing)).collect();
@@ -572,6 +598,32 @@ impl Sequencer {
         }
     }
 
+    fn to_backup(&mut self, conn: Conn, message: PrimaryMessage) {
+        let waits = match &self.core {
+            Core::Primary(core) => core.waits_for_backup(),
+            Core::Backup(_) | Core::Turning => true,
+        };
+        let bytes = match &message {
+            PrimaryMessage::Append { records, .. } if !waits => records.iter().map(Record::cost).sum(),
+            _ => GATHER_BYTES,
+        };
+        self.gathered.messages.push((conn, message));
+        self.gathered.bytes += bytes;
+        self.gathered.due.get_or_insert_with(|| Instant::now() + GATHER);
+        if self.gathered.bytes >= GATHER_BYTES {
+            self.send_gathered();
+        }
+    }
+
+    fn send_gathered(&mut self) {
+        for (conn, message) in std::mem::take(&mut self.gathered).messages {
+            if self.backups.get(&conn).is_some_and(|outbox| outbox.try_send(message).is_err()) {
+                self.backups.remove(&conn);
+                self.lost.push(conn);
+            }
+        }
+    }
+
     /// A result that does not fit into a message would cost the stream, and then be asked for again on the next one.
     fn refuse_large(&self, message: &mut NodeMessage) {
         let NodeMessage::Frame(frame) = message else { return };
@@ -589,18 +641,23 @@ impl Sequencer {
         }
     }
 
-    fn execute(&mut self, commands: &[Entry], queries: &[Bytes]) {
+    fn execute(&mut self, commands: Commands, queries: &[Bytes]) {
         self.executed = true;
-        let mut replies = Vec::with_capacity(commands.len());
+        let entries: Vec<&Entry> = commands.iter().collect();
+        let count = entries.len();
+        let mut replies = Vec::with_capacity(count);
         let mut results = Vec::with_capacity(queries.len());
-        let done = self.state.apply(commands, &mut replies).and_then(|()| {
+        let done = self.state.apply(&entries, &mut replies).and_then(|()| {
             for query in queries {
                 results.push(self.state.query(query)?);
             }
             Ok(())
         });
-        let wrong = (replies.len() != commands.len())
-            .then(|| format!("the state machine gave {} replies to {} commands", replies.len(), commands.len()));
+        drop(entries);
+        // The core changes what was executed, and should be the only one that has it.
+        drop(commands);
+        let wrong = (replies.len() != count)
+            .then(|| format!("the state machine gave {} replies to {count} commands", replies.len()));
         match (done, wrong) {
             (Ok(()), None) => self.local.push_back(Input::Executed { replies, results }),
             (Err(error), _) => {
@@ -656,6 +713,7 @@ impl Sequencer {
             return;
         }
         tracing::error!(%error, "the node stops");
+        self.send_gathered();
         for outbox in std::mem::take(&mut self.clients).into_values() {
             let _ = outbox.try_send(NodeMessage::Refused(error.clone()));
         }
@@ -679,6 +737,18 @@ impl Sequencer {
         if self.link.as_ref().is_some_and(|(link, _)| *link == conn) {
             self.link = None;
         }
+    }
+}
+
+impl Drop for Sequencer {
+    /// What was sent on the streams still leaves, and what was appended is synced.
+    fn drop(&mut self) {
+        self.send_gathered();
+        self.clients.clear();
+        self.backups.clear();
+        self.link = None;
+        self.storage.finish();
+        self.view.send_modify(|view| view.ended = true);
     }
 }
 
@@ -728,11 +798,8 @@ fn replay(log: &mut dyn LogStore, state: &mut dyn StateMachine, marks: &Marks) -
             let why = format!("the log ends at {}, before its own bounds say so", log_state.end());
             return Err(Error::new(Code::Corrupt, why));
         }
-        let commands: Vec<Entry> = records
-            .iter()
-            .filter(|record| record.entry.header.body == Body::Command)
-            .map(|record| record.entry.clone())
-            .collect();
+        let commands = records.iter().filter(|record| record.entry.header.body == Body::Command);
+        let commands: Vec<&Entry> = commands.map(|record| &record.entry).collect();
         let mut replies = Vec::with_capacity(commands.len());
         state.apply(&commands, &mut replies)?;
         let mut replies = replies.into_iter();

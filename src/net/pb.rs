@@ -132,33 +132,6 @@ pub mod header {
         EpochStart(::prost::alloc::boxed::Box<super::EpochStart>),
     }
 }
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct Record {
-    #[prost(message, optional, tag = "1")]
-    pub header: ::core::option::Option<Header>,
-    #[prost(bytes = "bytes", tag = "2")]
-    pub payload: ::prost::bytes::Bytes,
-    #[prost(message, optional, tag = "3")]
-    pub reply: ::core::option::Option<Digest>,
-}
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct Tag {
-    /// absent: the frame's
-    #[prost(message, optional, tag = "1")]
-    pub epoch: ::core::option::Option<Epoch>,
-    #[prost(uint64, tag = "2")]
-    pub lsn: u64,
-    #[prost(uint64, tag = "3")]
-    pub time_us: u64,
-    /// absent: not known yet, keep
-    #[prost(uint64, optional, tag = "4")]
-    pub hold_until: ::core::option::Option<u64>,
-    #[prost(bool, tag = "5")]
-    pub protected: bool,
-    /// absent: tagged
-    #[prost(enumeration = "Level", tag = "6")]
-    pub met: i32,
-}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Share {
     /// absent: the message's
@@ -311,21 +284,6 @@ pub struct Attach {
     pub shares_held: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct Write {
-    #[prost(uint64, tag = "1")]
-    pub request: u64,
-    #[prost(uint64, tag = "2")]
-    pub answered: u64,
-    #[prost(enumeration = "Level", tag = "3")]
-    pub level: i32,
-    #[prost(bool, tag = "4")]
-    pub withdrawn: bool,
-    #[prost(message, optional, tag = "5")]
-    pub digest: ::core::option::Option<Digest>,
-    #[prost(bytes = "bytes", tag = "6")]
-    pub payload: ::prost::bytes::Bytes,
-}
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Query {
     #[prost(uint64, tag = "1")]
     pub id: u64,
@@ -340,8 +298,9 @@ pub struct ClientFrame {
     pub epoch: ::core::option::Option<Epoch>,
     #[prost(uint64, tag = "2")]
     pub confirm: u64,
-    #[prost(message, repeated, tag = "3")]
-    pub writes: ::prost::alloc::vec::Vec<Write>,
+    /// packed
+    #[prost(bytes = "bytes", tag = "3")]
+    pub writes: ::prost::bytes::Bytes,
     #[prost(message, repeated, tag = "4")]
     pub queries: ::prost::alloc::vec::Vec<Query>,
     #[prost(bool, tag = "5")]
@@ -467,25 +426,6 @@ pub struct Welcome {
     pub refuse_uncovered: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct Response {
-    #[prost(uint64, tag = "1")]
-    pub request: u64,
-    #[prost(message, optional, tag = "2")]
-    pub tag: ::core::option::Option<Tag>,
-    #[prost(oneof = "response::Outcome", tags = "3, 4")]
-    pub outcome: ::core::option::Option<response::Outcome>,
-}
-/// Nested message and enum types in `Response`.
-pub mod response {
-    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
-    pub enum Outcome {
-        #[prost(bytes, tag = "3")]
-        Reply(::prost::bytes::Bytes),
-        #[prost(message, tag = "4")]
-        Superseded(super::Unit),
-    }
-}
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct QueryResult {
     #[prost(uint64, tag = "1")]
     pub id: u64,
@@ -512,10 +452,12 @@ pub struct NodeFrame {
     pub seq: u64,
     #[prost(uint64, tag = "3")]
     pub stable: u64,
-    #[prost(message, repeated, tag = "4")]
-    pub manifest: ::prost::alloc::vec::Vec<Header>,
-    #[prost(message, repeated, tag = "5")]
-    pub responses: ::prost::alloc::vec::Vec<Response>,
+    /// packed headers
+    #[prost(bytes = "bytes", tag = "4")]
+    pub manifest: ::prost::bytes::Bytes,
+    /// packed
+    #[prost(bytes = "bytes", tag = "5")]
+    pub responses: ::prost::bytes::Bytes,
     #[prost(message, repeated, tag = "6")]
     pub results: ::prost::alloc::vec::Vec<QueryResult>,
     #[prost(bool, tag = "7")]
@@ -535,14 +477,14 @@ pub struct BackupMessages {
     #[prost(message, repeated, tag = "1")]
     pub messages: ::prost::alloc::vec::Vec<BackupMessage>,
 }
-#[derive(Clone, PartialEq, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct BackupMessage {
     #[prost(oneof = "backup_message::Message", tags = "1, 2, 3, 4, 5")]
     pub message: ::core::option::Option<backup_message::Message>,
 }
 /// Nested message and enum types in `BackupMessage`.
 pub mod backup_message {
-    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
     pub enum Message {
         #[prost(message, tag = "1")]
         Hello(super::PeerHello),
@@ -561,14 +503,14 @@ pub struct PrimaryMessages {
     #[prost(message, repeated, tag = "1")]
     pub messages: ::prost::alloc::vec::Vec<PrimaryMessage>,
 }
-#[derive(Clone, PartialEq, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PrimaryMessage {
     #[prost(oneof = "primary_message::Message", tags = "1, 2, 3, 4, 5, 6")]
     pub message: ::core::option::Option<primary_message::Message>,
 }
 /// Nested message and enum types in `PrimaryMessage`.
 pub mod primary_message {
-    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
     pub enum Message {
         #[prost(message, tag = "1")]
         Welcome(super::PeerWelcome),
@@ -618,12 +560,13 @@ pub struct Promised {
     #[prost(message, optional, tag = "3")]
     pub last: ::core::option::Option<Epoch>,
 }
-#[derive(Clone, PartialEq, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Records {
     #[prost(message, optional, tag = "1")]
     pub epoch: ::core::option::Option<Epoch>,
-    #[prost(message, repeated, tag = "2")]
-    pub records: ::prost::alloc::vec::Vec<Record>,
+    /// packed
+    #[prost(bytes = "bytes", tag = "2")]
+    pub records: ::prost::bytes::Bytes,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Ack {
@@ -661,7 +604,7 @@ pub struct Fetch {
     #[prost(uint64, tag = "2")]
     pub from: u64,
 }
-#[derive(Clone, PartialEq, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Append {
     #[prost(message, optional, tag = "1")]
     pub epoch: ::core::option::Option<Epoch>,
@@ -671,8 +614,9 @@ pub struct Append {
     pub stable: u64,
     #[prost(uint64, tag = "4")]
     pub echo: u64,
-    #[prost(message, repeated, tag = "5")]
-    pub records: ::prost::alloc::vec::Vec<Record>,
+    /// packed
+    #[prost(bytes = "bytes", tag = "5")]
+    pub records: ::prost::bytes::Bytes,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Grant {

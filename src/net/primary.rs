@@ -147,7 +147,7 @@ impl PrimaryBuilder {
         self
     }
 
-    /// Replays the log and begins to serve, on the caller's tokio runtime and two threads of its own. Returns once the
+    /// Replays the log and begins to serve, on the caller's tokio runtime and a thread of its own for the log. Returns once the
     /// log is replayed; [`Primary::opened`] waits for the reign to open. Not cancel safe: a start that is dropped
     /// leaves nothing running, but the stores are gone with it.
     ///

@@ -149,25 +149,6 @@ pub(super) fn weigh_records(records: &[crate::log::Record]) -> usize {
     records.iter().map(|record| record.entry.payload.len() + 96).sum::<usize>() + 64
 }
 
-/// Packs messages to a backup; appends that follow each other become one, which costs the backup one append.
-pub(super) fn pack_to_backup(messages: Vec<PrimaryMessage>) -> pb::PrimaryMessages {
-    let mut joined: Vec<PrimaryMessage> = Vec::with_capacity(messages.len());
-    for mut message in messages {
-        if let PrimaryMessage::Append { epoch, stable, echo, records, .. } = &mut message
-            && let Some(PrimaryMessage::Append { epoch: of, stable: upto, echo: highest, records: all, .. }) =
-                joined.last_mut()
-            && of == epoch
-        {
-            *upto = (*upto).max(*stable);
-            *highest = (*highest).max(*echo);
-            all.append(records);
-            continue;
-        }
-        joined.push(message);
-    }
-    joined.into()
-}
-
 /// Puts the shares of messages to a client under seal, where there is a key. What cannot be sealed does not leave, nor what
 /// was sent with it: the stream ends, and the next one begins with what this one lacks.
 fn seal(sealer: &mut Option<Sealer>, mut messages: Vec<NodeMessage>) -> pb::NodeMessages {
@@ -264,7 +245,7 @@ impl pb::replication_server::Replication for Services {
     ) -> Result<Response<Self::FollowStream>, Status> {
         let conn = self.mailbox.conn();
         let (outbox, queue) = self.mailbox.long_outbox();
-        let (outgoing, dropped) = Outgoing::new(queue, weigh_to_backup, pack_to_backup);
+        let (outgoing, dropped) = Outgoing::new(queue, weigh_to_backup, convert::joined);
         let gauge = request.extensions().get::<Arc<Gauge>>().cloned();
         let (token, followed) = self.links.open(outgoing, gauge).map_err(status_of)?;
         let weak = outbox.downgrade();

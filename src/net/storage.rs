@@ -3,16 +3,21 @@
 //!
 //! It never waits for the sequencer: what it has done it leaves in [`Done`] and rings. So the sequencer may wait for
 //! room in the queue of jobs, and neither can wait for the other in a circle.
+//!
+//! What somebody waits for is synced at once, and whatever gathers meanwhile with the next sync. Where nobody waits, as
+//! on a primary whose backup is the stability target, appends gather for up to [`PATIENCE`]: a sync costs as much
+//! processor time as dozens of writes, and the thread does not even wake for what it may leave in its queue.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 use tokio::sync::Notify;
 
 use super::guarded;
 use crate::error::{Code, Error, Result};
-use crate::log::{Lsn, Record};
+use crate::log::{Lsn, Record, Records};
 use crate::node::Conn;
 use crate::store::{LogStore, Marks};
 
@@ -25,13 +30,110 @@ const JOBS_MAX: usize = 4096;
 /// backlog.
 const GROUP_MAX: usize = 1024;
 const GROUP_BYTES: u64 = 8 << 20;
+/// What is appended and nobody waits for is synced after this, at the latest.
+const PATIENCE: Duration = Duration::from_millis(5);
 
 /// What the log is asked to do.
 pub(super) enum Job {
-    Append(Vec<Record>),
+    Append(Records),
+    /// The same, but nobody waits for it.
+    AppendLater(Records),
     Truncate(Lsn),
     SaveMarks(Marks),
-    Read { conn: Conn, from: Lsn, bytes_max: u64 },
+    Read {
+        conn: Conn,
+        from: Lsn,
+        bytes_max: u64,
+    },
+}
+
+/// Jobs that wait for the thread.
+#[derive(Default)]
+struct Queue {
+    jobs: VecDeque<Job>,
+    /// Those among them that somebody waits for.
+    urgent: usize,
+    /// The thread sleeps, and is to be woken for any job, or for one that is urgent.
+    sleeps: Option<Wakes>,
+    /// No more will come.
+    closed: bool,
+    /// The thread has ended.
+    ended: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Wakes {
+    ForAny,
+    ForUrgent,
+}
+
+#[derive(Default)]
+struct Jobs {
+    queue: Mutex<Queue>,
+    work: Condvar,
+    room: Condvar,
+}
+
+impl Jobs {
+    fn push(&self, job: Job) {
+        let mut queue = self.queue.lock();
+        while queue.jobs.len() >= JOBS_MAX && !queue.ended {
+            self.room.wait(&mut queue);
+        }
+        if queue.ended {
+            // A thread that is gone has said why.
+            return;
+        }
+        let urgent = !matches!(job, Job::AppendLater(_));
+        queue.urgent += usize::from(urgent);
+        queue.jobs.push_back(job);
+        let wakes = match queue.sleeps {
+            None => false,
+            Some(Wakes::ForAny) => true,
+            Some(Wakes::ForUrgent) => urgent || queue.jobs.len() >= GROUP_MAX,
+        };
+        if wakes {
+            queue.sleeps = None;
+            self.work.notify_one();
+        }
+    }
+
+    /// Waits until there is something to do: a job, or, where something is to be synced by then, an urgent one, or that
+    /// time. `None` when there is nothing left and no more will come; otherwise whether it is not to be put off.
+    fn wait(&self, due: Option<Instant>) -> Option<bool> {
+        let mut queue = self.queue.lock();
+        loop {
+            if queue.closed {
+                return (due.is_some() || !queue.jobs.is_empty()).then_some(true);
+            }
+            if queue.urgent > 0 || queue.jobs.len() >= GROUP_MAX {
+                return Some(true);
+            }
+            let Some(at) = due else {
+                if !queue.jobs.is_empty() {
+                    return Some(false);
+                }
+                queue.sleeps = Some(Wakes::ForAny);
+                self.work.wait(&mut queue);
+                continue;
+            };
+            queue.sleeps = Some(Wakes::ForUrgent);
+            if self.work.wait_until(&mut queue, at).timed_out() {
+                queue.sleeps = None;
+                return Some(true);
+            }
+        }
+    }
+
+    fn pop(&self) -> Option<Job> {
+        let mut queue = self.queue.lock();
+        let job = queue.jobs.pop_front()?;
+        queue.urgent -= usize::from(!matches!(job, Job::AppendLater(_)));
+        if queue.jobs.len() == JOBS_MAX - 1 {
+            self.room.notify_one();
+        }
+        Some(job)
+    }
 }
 
 /// What was done since the sequencer last looked.
@@ -55,33 +157,39 @@ struct Shared {
 
 /// The sequencer's side of the storage thread.
 pub(super) struct Storage {
-    jobs: Option<SyncSender<Job>>,
+    jobs: Arc<Jobs>,
     shared: Arc<Shared>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
 impl Storage {
     pub(super) fn spawn(log: Box<dyn LogStore>) -> Result<Self> {
-        let (jobs, queue) = sync_channel(JOBS_MAX);
-        let shared = Arc::new(Shared::default());
-        let theirs = Arc::clone(&shared);
+        Self::with_patience(log, PATIENCE)
+    }
+
+    fn with_patience(log: Box<dyn LogStore>, patience: Duration) -> Result<Self> {
+        let (jobs, shared) = (Arc::new(Jobs::default()), Arc::new(Shared::default()));
+        let (queue, theirs) = (Arc::clone(&jobs), Arc::clone(&shared));
         let thread = std::thread::Builder::new().name("tagalong-storage".to_owned()).spawn(move || {
-            let ran = guarded("the log", || run(log, &queue, &theirs));
+            let ran = guarded("the log", || run(log, &queue, &theirs, patience));
+            {
+                let mut queue = queue.queue.lock();
+                queue.ended = true;
+                queue.jobs.clear();
+            }
+            queue.room.notify_all();
             if let Err(error) = ran.and_then(|ran| ran) {
                 // A full disk and a torn one look alike to whoever was promised durability: nothing more is.
                 theirs.done.lock().failed = Some(error);
                 theirs.bell.notify_one();
             }
         })?;
-        Ok(Self { jobs: Some(jobs), shared, thread: Some(thread) })
+        Ok(Self { jobs, shared, thread: Some(thread) })
     }
 
     /// Queues a job; waits while the queue is full.
     pub(super) fn ask(&self, job: Job) {
-        if let Some(jobs) = &self.jobs {
-            // A thread that is gone has said why.
-            let _ = jobs.send(job);
-        }
+        self.jobs.push(job);
     }
 
     /// Resolves when there may be something to take.
@@ -95,7 +203,8 @@ impl Storage {
 
     /// Carries out what is queued, and ends.
     pub(super) fn finish(&mut self) {
-        self.jobs = None;
+        self.jobs.queue.lock().closed = true;
+        self.jobs.work.notify_one();
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -108,14 +217,15 @@ impl Drop for Storage {
     }
 }
 
-fn run(mut log: Box<dyn LogStore>, queue: &Receiver<Job>, shared: &Shared) -> Result<()> {
-    let mut saved = 0;
-    while let Ok(first) = queue.recv() {
-        let (mut dirty, mut taken, mut bytes) = (false, 0, 0);
-        let mut next = Some(first);
-        while let Some(job) = next {
+fn run(mut log: Box<dyn LogStore>, jobs: &Jobs, shared: &Shared, patience: Duration) -> Result<()> {
+    let (mut saved, mut dirty) = (0, false);
+    let mut due = None;
+    while let Some(mut now) = jobs.wait(due) {
+        let (mut taken, mut bytes) = (0, 0);
+        while let Some(job) = (taken < GROUP_MAX && bytes < GROUP_BYTES).then(|| jobs.pop()).flatten() {
+            now |= !matches!(job, Job::AppendLater(_));
             match job {
-                Job::Append(records) => {
+                Job::Append(records) | Job::AppendLater(records) => {
                     log.append(&records).map_err(|error| failed("append to", error))?;
                     bytes += records.iter().map(Record::cost).sum::<u64>();
                     dirty = true;
@@ -140,9 +250,11 @@ fn run(mut log: Box<dyn LogStore>, queue: &Receiver<Job>, shared: &Shared) -> Re
                 }
             }
             taken += 1;
-            next = (taken < GROUP_MAX && bytes < GROUP_BYTES).then(|| queue.try_recv().ok()).flatten();
         }
-        sync(&mut *log, &mut dirty, shared)?;
+        if now || bytes >= GROUP_BYTES {
+            sync(&mut *log, &mut dirty, shared)?;
+        }
+        due = if dirty { due.or_else(|| Some(Instant::now() + patience)) } else { None };
     }
     Ok(())
 }

@@ -10,7 +10,7 @@ use super::order::Proposal;
 use super::reign::READ_BYTES;
 use super::{Phase, Primary};
 use crate::error::{Code, Error};
-use crate::log::{Body, Epoch, Lsn, Record, Target, Time};
+use crate::log::{Body, Epoch, Lsn, Record, Records, Target, Time};
 use crate::message::{BackupMessage, PeerHello, PrimaryMessage, VERSION};
 use crate::node::{Conn, NodeEvent, Output};
 use crate::rule::{self, Rule};
@@ -211,7 +211,7 @@ impl Primary {
         };
         follower.echo_sent = follower.echo;
         follower.stable_sent = stable;
-        let append = PrimaryMessage::Append { epoch, base, stable, echo: follower.echo, records: Vec::new() };
+        let append = PrimaryMessage::Append { epoch, base, stable, echo: follower.echo, records: Records::default() };
         out.push(Output::ToBackup(follower.conn, append));
     }
 
@@ -260,8 +260,8 @@ impl Primary {
                 break;
             }
             let room = self.settings.replication_window_bytes - follower.under_way_bytes;
-            let mut records = self.unstable.read(from, READ_BYTES.min(room));
-            records.truncate(usize::try_from(limit.0 - follower.sent.0).unwrap_or(usize::MAX));
+            let count = usize::try_from(limit.0 - follower.sent.0).unwrap_or(usize::MAX);
+            let records = self.unstable.read(from, READ_BYTES.min(room), count);
             follower.send(epoch, base, stable, records, out);
         }
         if follower.echo > follower.echo_sent {
@@ -278,7 +278,7 @@ impl Primary {
         follower.reading = false;
         records.retain(|record| record.lsn() <= limit);
         if records.first().is_some_and(|record| record.lsn() == follower.sent.next()) {
-            follower.send(epoch, base, stable, records, out);
+            follower.send(epoch, base, stable, records.into(), out);
         }
         self.pump(out);
     }
@@ -396,7 +396,7 @@ impl Primary {
 }
 
 impl Follower {
-    fn send(&mut self, epoch: Epoch, base: Lsn, stable: Lsn, records: Vec<Record>, out: &mut Vec<Output>) {
+    fn send(&mut self, epoch: Epoch, base: Lsn, stable: Lsn, records: Records, out: &mut Vec<Output>) {
         let Some(last) = records.last().map(Record::lsn) else {
             return;
         };

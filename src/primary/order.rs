@@ -7,7 +7,8 @@ use bytes::Bytes;
 use super::{Phase, Primary};
 use crate::error::Error;
 use crate::log::{
-    Body, ClientId, Digest, Entry, Epoch, Header, Level, Lsn, Origin, Record, Request, Tag, Target, Time,
+    Body, ClientId, Commands, Digest, Entry, Epoch, Header, Level, Lsn, Origin, Record, Records, Request, Tag, Target,
+    Time,
 };
 use crate::message::{Outcome, QueryResult, Response, Write};
 use crate::node::{Conn, NodeEvent, Output};
@@ -81,7 +82,7 @@ enum Purpose {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Batch {
     purpose: Purpose,
-    records: Vec<Record>,
+    records: Records,
     levels: Vec<Level>,
     asked: Vec<Asked>,
     /// Whose entries these are, and the last request number of each.
@@ -126,19 +127,20 @@ impl Primary {
             return;
         }
         let mut batch = Batch::new(Purpose::Work);
+        let due = self.proposals.len() + self.writes.len().min(self.settings.batch_max);
+        let mut records = Vec::with_capacity(due);
+        batch.levels.reserve(due);
         let mut lsn = self.water.head();
         while let Some(Proposal { client, body }) = self.proposals.pop_front() {
             lsn = lsn.next();
             let origin = client.map(|client| Origin { client, request: Request(0) });
             let header = self.header(now, lsn, body, origin);
-            batch.push(
-                Record { entry: Entry { header, payload: Bytes::new() }, reply: Digest::default() },
-                Level::Local,
-            );
+            batch.note(&header, Level::Local);
+            records.push(Record { entry: Entry { header, payload: Bytes::new() }, reply: Digest::default() });
         }
         let delta = self.unstable.bytes() + self.cover_bytes();
         let mut room = self.settings.delta_bytes_max.saturating_sub(delta.max(self.unlogged_bytes));
-        while batch.records.len() < self.settings.batch_max && room > 0 {
+        while records.len() < self.settings.batch_max && room > 0 {
             let Some(Queued { conn, client, write }) = self.writes.pop_front() else {
                 break;
             };
@@ -154,10 +156,12 @@ impl Primary {
                 digest: write.digest,
                 ..self.header(now, lsn, body, origin)
             };
+            batch.note(&header, self.effective(write.level));
             let record = Record { entry: Entry { header, payload: write.payload }, reply: Digest::default() };
             room = room.saturating_sub(record.cost());
-            batch.push(record, self.effective(write.level));
+            records.push(record);
         }
+        batch.records = records.into();
         batch.asked = self.asked.drain(..).collect();
         if !batch.records.is_empty() || !batch.asked.is_empty() {
             self.execute(now, batch, out);
@@ -175,8 +179,7 @@ impl Primary {
     }
 
     fn execute(&mut self, now: Time, batch: Batch, out: &mut Vec<Output>) {
-        let commands = batch.records.iter().filter(|record| record.entry.header.body == Body::Command);
-        let commands: Vec<Entry> = commands.map(|record| record.entry.clone()).collect();
+        let commands = Commands::of([batch.records.clone()]);
         let queries: Vec<Bytes> = batch.asked.iter().map(|asked| asked.payload.clone()).collect();
         self.executing = Some(batch);
         if commands.is_empty() && queries.is_empty() {
@@ -192,13 +195,13 @@ impl Primary {
         let Plan { entries, replies, .. } = plan;
         let reply = |entry: &Entry| replies.get(&entry.header.lsn).copied().unwrap_or_default();
         let records = entries.into_iter().chain([start]).map(|entry| Record { reply: reply(&entry), entry });
-        let records: Vec<Record> = records.collect();
+        let records = records.collect();
         self.execute(now, Batch { records, ..Batch::new(Purpose::Conclusion) }, out);
     }
 
     /// Executes what a restarting primary took from its backup.
     pub(super) fn execute_fetched(&mut self, now: Time, records: Vec<Record>, out: &mut Vec<Output>) {
-        self.execute(now, Batch { records, ..Batch::new(Purpose::Fetched) }, out);
+        self.execute(now, Batch { records: records.into(), ..Batch::new(Purpose::Fetched) }, out);
     }
 
     pub(super) fn on_executed(&mut self, now: Time, replies: Vec<Bytes>, results: Vec<Bytes>, out: &mut Vec<Output>) {
@@ -209,7 +212,7 @@ impl Primary {
             return;
         }
         let Batch { purpose, mut records, levels, asked, .. } = batch;
-        match self.apply_all(&mut records, replies, purpose) {
+        match self.apply_all(records.make_mut(), replies, purpose) {
             Ok(other) => out.extend(other.into_iter().map(|lsn| Output::Event(NodeEvent::Diverged(lsn)))),
             Err(error) => {
                 self.halt(error, out);
@@ -221,8 +224,8 @@ impl Primary {
             self.water.append(record.lsn());
             self.unlogged.push_back((record.lsn(), record.cost()));
             self.unlogged_bytes += record.cost();
-            self.unstable.push(record.clone());
         }
+        self.unstable.push(records.clone());
         self.feed_cover(now);
         if !records.is_empty() {
             out.push(Output::Append(records.clone()));
@@ -301,6 +304,23 @@ impl Primary {
     fn is_met(&self, level: Level, lsn: Lsn) -> bool {
         let logged = !(self.settings.reply_after_log || self.logs_first()) || lsn <= self.water.logged();
         logged && self.water.meets(level, lsn)
+    }
+
+    /// Whether anything waits for the backup: then what is sent to it should leave at once. Otherwise it only takes from
+    /// what clients hold.
+    pub fn waits_for_backup(&self) -> bool {
+        let entries = self.replies.is_empty() && self.reads.is_empty();
+        let sessions = self.admissions.is_empty() && self.in_flight.is_empty() && self.departing.is_empty();
+        let attached = self.counts_backup && self.follower.as_ref().is_some_and(|follower| follower.in_sync);
+        !(matches!(self.phase, Phase::Open) && attached && entries && sessions)
+    }
+
+    /// Whether anything waits for what is appended to be on the own disk. Where the backup alone moves the checkpoint and
+    /// nothing waits for the disk besides, that only shortens the way back after a restart.
+    pub fn waits_for_disk(&self) -> bool {
+        let open = matches!(self.phase, Phase::Open) && self.counts_backup;
+        let much = self.unlogged_bytes > self.settings.delta_bytes_max / 2;
+        !open || self.settings.reply_after_log || self.logs_first() || much
     }
 
     /// Whether this reign lets nothing of an entry out before it is on the own disk.
@@ -543,15 +563,15 @@ impl Primary {
 
 impl Batch {
     fn new(purpose: Purpose) -> Self {
-        Self { purpose, records: Vec::new(), levels: Vec::new(), asked: Vec::new(), origins: BTreeMap::new() }
+        Self { purpose, records: Records::default(), levels: Vec::new(), asked: Vec::new(), origins: BTreeMap::new() }
     }
 
-    fn push(&mut self, record: Record, level: Level) {
-        if let Some(origin) = record.entry.header.origin {
+    /// One more entry; it is served at `level`.
+    fn note(&mut self, header: &Header, level: Level) {
+        if let Some(origin) = header.origin {
             let last = self.origins.entry(origin.client).or_default();
             *last = origin.request.max(*last);
         }
-        self.records.push(record);
         self.levels.push(level);
     }
 }

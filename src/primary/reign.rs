@@ -169,7 +169,7 @@ impl Primary {
             writes: VecDeque::new(),
             asked: VecDeque::new(),
             executing: None,
-            replies: BTreeMap::new(),
+            replies: crate::ordered::Ordered::new(),
             reads: VecDeque::new(),
             released: (Lsn(0), Lsn(0)),
             streams: BTreeMap::new(),
@@ -218,11 +218,13 @@ impl Primary {
 
     /// Takes back what was read of its own log.
     fn on_loaded(&mut self, now: Time, records: Vec<Record>, out: &mut Vec<Output>) {
-        for record in records {
-            if record.lsn() == self.unstable.next() && record.lsn() <= self.water.head() {
-                self.unstable.push(record);
-            }
-        }
+        let (mut next, head) = (self.unstable.next(), self.water.head());
+        let mut fits = |record: &Record| {
+            let fits = record.lsn() == next && next <= head;
+            next = if fits { next.next() } else { next };
+            fits
+        };
+        self.unstable.push(records.into_iter().filter(&mut fits).collect());
         self.load(out);
         self.try_go_on(now, out);
     }

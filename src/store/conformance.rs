@@ -574,7 +574,7 @@ fn entries(commands: &[Bytes]) -> Vec<Entry> {
 fn apply<S: StateMachine>(check: &str, machine: &mut S, entries: &[Entry]) -> Vec<Bytes> {
     // What other commands got is not to be touched.
     let mut replies = vec![Bytes::from_static(b"before")];
-    done(check, "apply", machine.apply(entries, &mut replies));
+    done(check, "apply", machine.apply(&entries.iter().collect::<Vec<_>>(), &mut replies));
     let pushed = replies.len().saturating_sub(1);
     ensure!(check, pushed == entries.len(), "{} commands got {pushed} replies", entries.len());
     ensure!(check, replies[0] == b"before"[..], "a reply was changed that was there before");

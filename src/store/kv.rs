@@ -423,7 +423,7 @@ impl KvStore {
 }
 
 impl StateMachine for KvStore {
-    fn apply(&mut self, commands: &[Entry], replies: &mut Vec<Bytes>) -> io::Result<()> {
+    fn apply(&mut self, commands: &[&Entry], replies: &mut Vec<Bytes>) -> io::Result<()> {
         for entry in commands {
             let reply = match KvCommand::decode(&entry.payload) {
                 Ok(command) => self.execute(&command, entry.header.lsn),

@@ -60,7 +60,9 @@ pub(super) fn apply<M: StateMachine>(check: Check, machine: &mut M, entries: &[E
     guarded(check, || {
         // What other commands got is not to be touched.
         let mut replies = vec![Bytes::from_static(b"before")];
-        machine.apply(entries, &mut replies).map_err(|error| Finding::new(check, format!("apply fails: {error}")))?;
+        machine
+            .apply(&entries.iter().collect::<Vec<_>>(), &mut replies)
+            .map_err(|error| Finding::new(check, format!("apply fails: {error}")))?;
         if replies.first().is_none_or(|first| first != "before") {
             return Err(Finding::new(Check::Replies, "apply changes replies that were there before"));
         }

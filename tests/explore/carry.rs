@@ -101,7 +101,7 @@ impl World {
                 }
                 Output::Append(records) => {
                     self.on_append(at, &records);
-                    self.nodes[at].edit().queue.push_back(Operation::Append(records));
+                    self.nodes[at].edit().queue.push_back(Operation::Append(records.into()));
                 }
                 Output::Truncate(last) => self.nodes[at].edit().queue.push_back(Operation::Truncate(last)),
                 Output::SaveMarks(marks) => {
@@ -113,7 +113,7 @@ impl World {
                 Output::Execute { commands, queries } => {
                     let slow = self.plan.0.slow_machine && at == 0;
                     let node = self.nodes[at].edit();
-                    node.task = Some((commands, queries.len()));
+                    node.task = Some((commands.into(), queries.len()));
                     if !slow {
                         todo.extend(node.work());
                         todo.rotate_right(1);

@@ -130,7 +130,7 @@ pub(crate) fn kv(bytes: &[u8]) {
     let payload = Bytes::copy_from_slice(bytes);
     let header = Header { lsn: Lsn(1), ..super::forged::command_header(&payload) };
     let mut replies = Vec::new();
-    store.apply(&[Entry { header, payload: payload.clone() }], &mut replies).expect("no client stops a node");
+    store.apply(&[&Entry { header, payload: payload.clone() }], &mut replies).expect("no client stops a node");
     let is_command = KvCommand::decode(bytes).is_ok();
     let reply = KvReply::decode(&replies[0]).expect("its own reply");
     assert_eq!(matches!(reply, KvReply::Malformed(_)), !is_command);

@@ -94,7 +94,7 @@ pub(crate) fn kv() -> Vec<Vec<u8>> {
     for (command, lsn) in commands.iter().zip(1..) {
         let payload = command.encode();
         let header = Header { lsn: Lsn(lsn), ..command_header(&payload) };
-        store.apply(&[Entry { header, payload }], &mut Vec::new()).unwrap();
+        store.apply(&[&Entry { header, payload }], &mut Vec::new()).unwrap();
         let mut snapshot = Vec::new();
         store.snapshot(&mut snapshot).unwrap();
         // With its checksum, and without: the target puts one on.

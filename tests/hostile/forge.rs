@@ -356,7 +356,7 @@ impl Forge {
                 base: self.lsn(),
                 stable: self.lsn(),
                 echo: self.number(),
-                records: self.records(),
+                records: self.records().into(),
             },
             _ => PrimaryMessage::Grant { epoch: self.epoch() },
         }

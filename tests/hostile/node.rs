@@ -117,7 +117,7 @@ impl Node {
         node.give(Input::FromPrimary(Conn(10), welcome));
         let first = Self::new_primary(TAGGED);
         let epoch = first.log[0].entry.header.epoch;
-        let append = PrimaryMessage::Append { epoch, base: Lsn(0), stable: Lsn(1), echo: 1, records: first.log };
+        let append = PrimaryMessage::Append { epoch, base: Lsn(0), stable: Lsn(1), echo: 1, records: first.log.into() };
         node.give(Input::FromPrimary(Conn(10), append));
         node
     }

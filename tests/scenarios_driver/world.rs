@@ -272,7 +272,7 @@ impl World {
                     self.ask_disk(at, DiskOp::Save(marks, count));
                 }
                 Output::Execute { commands, queries } => {
-                    self.nodes[at].tasks.push_back((commands, queries.len()));
+                    self.nodes[at].tasks.push_back((commands.into(), queries.len()));
                     self.work(at);
                 }
                 Output::Read { conn, from, .. } => {

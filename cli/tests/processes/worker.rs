@@ -178,7 +178,7 @@ async fn tell_events(client: TaggedClient) {
 struct Diverging(KvStore);
 
 impl StateMachine for Diverging {
-    fn apply(&mut self, commands: &[Entry], replies: &mut Vec<Bytes>) -> std::io::Result<()> {
+    fn apply(&mut self, commands: &[&Entry], replies: &mut Vec<Bytes>) -> std::io::Result<()> {
         let before = replies.len();
         self.0.apply(commands, replies)?;
         for (command, reply) in commands.iter().zip(&mut replies[before..]) {

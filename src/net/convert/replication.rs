@@ -1,18 +1,11 @@
 //! The stream between a backup and its primary.
 
+use super::packed::{put_records, records};
 use super::words::{epoch, id, id_bytes, known};
 use super::{pb, required};
 use crate::error::{Error, Result};
-use crate::log::{ClusterId, GroupId, Lsn, NodeId, Record};
+use crate::log::{ClusterId, Epoch, GroupId, Lsn, NodeId, Records};
 use crate::message::{BackupMessage, PeerHello, PrimaryMessage};
-
-fn records_pb(records: Vec<Record>) -> Vec<pb::Record> {
-    records.into_iter().map(pb::Record::from).collect()
-}
-
-fn records(records: Vec<pb::Record>) -> Result<Vec<Record>> {
-    records.into_iter().map(Record::try_from).collect()
-}
 
 impl From<BackupMessage> for pb::BackupMessage {
     fn from(message: BackupMessage) -> Self {
@@ -23,7 +16,7 @@ impl From<BackupMessage> for pb::BackupMessage {
                 Message::Promised(pb::Promised { epoch: Some(epoch.into()), end: end.0, last: Some(last.into()) })
             }
             BackupMessage::Records { epoch, records } => {
-                Message::Records(pb::Records { epoch: Some(epoch.into()), records: records_pb(records) })
+                Message::Records(pb::Records { epoch: Some(epoch.into()), records: put_records(records.iter(), epoch) })
             }
             BackupMessage::Ack { epoch, durable, echo, in_sync } => {
                 Message::Ack(pb::Ack { epoch: Some(epoch.into()), durable: durable.0, echo, in_sync })
@@ -46,7 +39,8 @@ impl TryFrom<pb::BackupMessage> for BackupMessage {
                 last: known(promised.last),
             },
             Message::Records(sent) => {
-                Self::Records { epoch: epoch("Records.epoch", sent.epoch)?, records: records(sent.records)? }
+                let epoch = epoch("Records.epoch", sent.epoch)?;
+                Self::Records { epoch, records: records("Records.records", &sent.records, epoch)? }
             }
             Message::Ack(ack) => Self::Ack {
                 epoch: epoch("Ack.epoch", ack.epoch)?,
@@ -96,6 +90,32 @@ impl TryFrom<pb::PeerHello> for PeerHello {
     }
 }
 
+fn append(epoch: Epoch, base: Lsn, stable: Lsn, echo: u64, runs: &[Records]) -> pb::Append {
+    let records = put_records(runs.iter().flat_map(|run| run.iter()), epoch);
+    pb::Append { epoch: Some(epoch.into()), base: base.0, stable: stable.0, echo, records }
+}
+
+/// Messages to a backup; appends that follow each other become one, which costs the backup one append.
+pub(in crate::net) fn joined(messages: Vec<PrimaryMessage>) -> pb::PrimaryMessages {
+    let mut joined = Vec::with_capacity(messages.len());
+    let mut messages = messages.into_iter().peekable();
+    while let Some(message) = messages.next() {
+        let PrimaryMessage::Append { epoch, base, mut stable, mut echo, records } = message else {
+            joined.push(message.into());
+            continue;
+        };
+        let mut runs = vec![records];
+        let same = |next: &PrimaryMessage| matches!(next, PrimaryMessage::Append { epoch: of, .. } if *of == epoch);
+        while let Some(PrimaryMessage::Append { stable: upto, echo: highest, records, .. }) = messages.next_if(same) {
+            (stable, echo) = (stable.max(upto), echo.max(highest));
+            runs.push(records);
+        }
+        let append = append(epoch, base, stable, echo, &runs);
+        joined.push(pb::PrimaryMessage { message: Some(pb::primary_message::Message::Append(append)) });
+    }
+    pb::PrimaryMessages { messages: joined }
+}
+
 impl From<PrimaryMessage> for pb::PrimaryMessage {
     fn from(message: PrimaryMessage) -> Self {
         use pb::primary_message::Message;
@@ -111,13 +131,9 @@ impl From<PrimaryMessage> for pb::PrimaryMessage {
             PrimaryMessage::Fetch { epoch, from } => {
                 Message::Fetch(pb::Fetch { epoch: Some(epoch.into()), from: from.0 })
             }
-            PrimaryMessage::Append { epoch, base, stable, echo, records } => Message::Append(pb::Append {
-                epoch: Some(epoch.into()),
-                base: base.0,
-                stable: stable.0,
-                echo,
-                records: records_pb(records),
-            }),
+            PrimaryMessage::Append { epoch, base, stable, echo, records } => {
+                Message::Append(append(epoch, base, stable, echo, &[records]))
+            }
             PrimaryMessage::Grant { epoch } => Message::Grant(pb::Grant { epoch: Some(epoch.into()) }),
             PrimaryMessage::Refused(error) => Message::Refused(error.into()),
         };
@@ -139,13 +155,16 @@ impl TryFrom<pb::PrimaryMessage> for PrimaryMessage {
             },
             Message::Promise(promise) => Self::Promise { epoch: epoch("Promise.epoch", promise.epoch)? },
             Message::Fetch(fetch) => Self::Fetch { epoch: epoch("Fetch.epoch", fetch.epoch)?, from: Lsn(fetch.from) },
-            Message::Append(append) => Self::Append {
-                epoch: epoch("Append.epoch", append.epoch)?,
-                base: Lsn(append.base),
-                stable: Lsn(append.stable),
-                echo: append.echo,
-                records: records(append.records)?,
-            },
+            Message::Append(append) => {
+                let epoch = epoch("Append.epoch", append.epoch)?;
+                Self::Append {
+                    epoch,
+                    base: Lsn(append.base),
+                    stable: Lsn(append.stable),
+                    echo: append.echo,
+                    records: records("Append.records", &append.records, epoch)?.into(),
+                }
+            }
             Message::Grant(grant) => Self::Grant { epoch: epoch("Grant.epoch", grant.epoch)? },
             Message::Refused(error) => Self::Refused(error.into()),
         })

@@ -1,12 +1,12 @@
 //! The stream between a client and a node.
 
 use super::words::{self, digest, digest_pb, epoch, id, id_bytes, known};
-use super::{choice, handed_out, kept, pb, required};
+use super::{choice, handed_out, kept, packed, pb, required};
 use crate::error::{Code, Error, Result};
-use crate::log::{ClientId, ClusterId, Epoch, GroupId, Header, Level, Lsn, NodeId, Reign, Request};
+use crate::log::{ClientId, ClusterId, GroupId, Level, Lsn, NodeId, Reign, Request};
 use crate::message::{
-    Attach, ClientFrame, ClientMessage, Hello, NodeFrame, NodeMessage, Outcome, Payloads, Query, QueryResult, Report,
-    ReportItem, Response, Role, Status, Welcome, Write,
+    Attach, ClientFrame, ClientMessage, Hello, NodeFrame, NodeMessage, Payloads, Query, QueryResult, Report,
+    ReportItem, Role, Status, Welcome,
 };
 use crate::share::Share;
 
@@ -105,33 +105,6 @@ fn asked(field: &str, number: i32) -> Result<Level> {
     Ok(words::level(field, number, Code::WrongVersion)?.unwrap_or(Level::Local))
 }
 
-impl From<Write> for pb::Write {
-    fn from(write: Write) -> Self {
-        Self {
-            request: write.request.0,
-            answered: write.answered.0,
-            level: pb::Level::from(write.level).into(),
-            withdrawn: write.withdrawn,
-            digest: digest_pb(write.digest),
-            payload: write.payload,
-        }
-    }
-}
-
-impl TryFrom<pb::Write> for Write {
-    type Error = Error;
-    fn try_from(write: pb::Write) -> Result<Self> {
-        Ok(Self {
-            request: Request(write.request),
-            answered: Request(write.answered),
-            level: asked("Write.level", write.level)?,
-            withdrawn: write.withdrawn,
-            digest: digest("Write.digest", write.digest)?,
-            payload: kept(&write.payload),
-        })
-    }
-}
-
 impl From<Query> for pb::Query {
     fn from(Query { id, level, payload }: Query) -> Self {
         Self { id, level: pb::Level::from(level).into(), payload }
@@ -148,7 +121,7 @@ impl TryFrom<pb::Query> for Query {
 
 impl From<ClientFrame> for pb::ClientFrame {
     fn from(ClientFrame { epoch, confirm, writes, queries, close }: ClientFrame) -> Self {
-        let writes = writes.into_iter().map(pb::Write::from).collect();
+        let writes = packed::put_writes(&writes);
         let queries = queries.into_iter().map(pb::Query::from).collect();
         Self { epoch: Some(epoch.into()), confirm, writes, queries, close }
     }
@@ -160,7 +133,7 @@ impl TryFrom<pb::ClientFrame> for ClientFrame {
         Ok(Self {
             epoch: epoch("ClientFrame.epoch", frame.epoch)?,
             confirm: frame.confirm,
-            writes: frame.writes.into_iter().map(Write::try_from).collect::<Result<_>>()?,
+            writes: packed::writes("ClientFrame.writes", &frame.writes)?,
             queries: frame.queries.into_iter().map(Query::try_from).collect::<Result<_>>()?,
             close: frame.close,
         })
@@ -396,28 +369,6 @@ impl TryFrom<pb::Welcome> for Welcome {
     }
 }
 
-fn response_pb(Response { request, tag, outcome }: Response, frame: Epoch) -> pb::Response {
-    let outcome = outcome.map(|outcome| match outcome {
-        Outcome::Reply(reply) => pb::response::Outcome::Reply(reply),
-        Outcome::Superseded => pb::response::Outcome::Superseded(pb::Unit {}),
-    });
-    pb::Response { request: request.0, tag: tag.map(|tag| words::tag_pb(tag, frame)), outcome }
-}
-
-fn response(response: pb::Response, frame: Epoch, stable: Lsn) -> Result<Response> {
-    let pb::Response { request, tag, outcome } = response;
-    if tag.is_none() && outcome.is_none() {
-        // Waiting for the rest would be waiting for ever: it ended in a way that this build does not know.
-        return Err(Error::new(Code::Protocol, format!("Response to request {request} has neither tag nor outcome")));
-    }
-    let outcome = outcome.map(|outcome| match outcome {
-        pb::response::Outcome::Reply(reply) => Outcome::Reply(handed_out(reply)),
-        pb::response::Outcome::Superseded(pb::Unit {}) => Outcome::Superseded,
-    });
-    let tag = tag.map(|tag| words::tag(tag, frame, stable)).transpose()?;
-    Ok(Response { request: Request(request), tag, outcome })
-}
-
 impl From<QueryResult> for pb::QueryResult {
     fn from(QueryResult { id, lsn, result }: QueryResult) -> Self {
         let result = match result {
@@ -448,11 +399,11 @@ impl From<NodeFrame> for pb::NodeFrame {
             stable: stable.0,
             // Where nothing is covered the two are always the same.
             settled: (settled != stable).then_some(settled.0),
-            manifest: frame.manifest.into_iter().map(pb::Header::from).collect(),
+            manifest: packed::put_headers(&frame.manifest, epoch),
             shares: frame.shares.into_iter().map(|share| words::share_pb(share, epoch)).collect(),
             prompt: frame.prompt,
             short: frame.short,
-            responses: frame.responses.into_iter().map(|response| response_pb(response, epoch)).collect(),
+            responses: packed::put_responses(&frame.responses, epoch),
             results: frame.results.into_iter().map(pb::QueryResult::from).collect(),
             closed: frame.closed,
         }
@@ -463,7 +414,6 @@ impl TryFrom<pb::NodeFrame> for NodeFrame {
     type Error = Error;
     fn try_from(frame: pb::NodeFrame) -> Result<Self> {
         let (epoch, stable) = (epoch("NodeFrame.epoch", frame.epoch)?, Lsn(frame.stable));
-        let responses = frame.responses.into_iter().map(|of| response(of, epoch, stable));
         // Shares are not copied here: the cache's image copies what it keeps.
         let shares = frame.shares.into_iter().map(|share| words::share(share, epoch));
         Ok(Self {
@@ -471,11 +421,11 @@ impl TryFrom<pb::NodeFrame> for NodeFrame {
             seq: frame.seq,
             stable,
             settled: frame.settled.map_or(stable, Lsn),
-            manifest: frame.manifest.into_iter().map(Header::try_from).collect::<Result<_>>()?,
+            manifest: packed::headers("NodeFrame.manifest", &frame.manifest, epoch)?,
             shares: shares.collect::<Result<_>>()?,
             prompt: frame.prompt,
             short: frame.short,
-            responses: responses.collect::<Result<_>>()?,
+            responses: packed::responses("NodeFrame.responses", &frame.responses, epoch, stable)?,
             results: frame.results.into_iter().map(QueryResult::try_from).collect::<Result<_>>()?,
             closed: frame.closed,
         })

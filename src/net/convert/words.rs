@@ -4,11 +4,11 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
-use super::{choice, kept, pb, required};
+use super::{choice, pb, required};
 use crate::error::{Code, Error, Result};
 use crate::log::{
-    Body, ClientId, Digest, Entry, Epoch, EpochStart, GapPolicy, Header, Level, Lsn, NodeId, Origin, Record, Reign,
-    Request, SessionInfo, SessionRole, Tag, Target, Time,
+    Body, ClientId, Digest, Epoch, EpochStart, GapPolicy, Header, Level, Lsn, NodeId, Origin, Reign, Request,
+    SessionInfo, SessionRole, Target, Time,
 };
 use crate::share::{Mode, Share};
 
@@ -306,49 +306,6 @@ impl TryFrom<pb::Header> for Header {
             digest: digest("Header.digest", header.digest)?,
         })
     }
-}
-
-impl From<Record> for pb::Record {
-    fn from(Record { entry: Entry { header, payload }, reply }: Record) -> Self {
-        Self { header: Some(header.into()), payload, reply: digest_pb(reply) }
-    }
-}
-
-impl TryFrom<pb::Record> for Record {
-    type Error = Error;
-    fn try_from(record: pb::Record) -> Result<Self> {
-        let header = required("Record.header", record.header)?.try_into()?;
-        let entry = Entry { header, payload: kept(&record.payload) };
-        Ok(Self { entry, reply: digest("Record.reply", record.reply)? })
-    }
-}
-
-/// A tag leaves out what its frame says as well: the checkpoint, and the epoch where it is the frame's. And the level
-/// that most of them have.
-pub(super) fn tag_pb(tag: Tag, frame: Epoch) -> pb::Tag {
-    let Tag { epoch, lsn, time, hold_until, stable: _, protected, met } = tag;
-    let met = if met == Level::Tagged { pb::Level::Unspecified } else { met.into() };
-    pb::Tag {
-        epoch: (epoch != frame).then(|| epoch.into()),
-        lsn: lsn.0,
-        time_us: time.0,
-        hold_until: hold_until.map(|lsn| lsn.0),
-        protected,
-        met: met.into(),
-    }
-}
-
-pub(super) fn tag(tag: pb::Tag, frame: Epoch, stable: Lsn) -> Result<Tag> {
-    let pb::Tag { epoch, lsn, time_us, hold_until, protected, met } = tag;
-    Ok(Tag {
-        epoch: epoch.map_or(frame, Epoch::from),
-        lsn: Lsn(lsn),
-        time: Time(time_us),
-        hold_until: hold_until.map(Lsn),
-        stable,
-        protected,
-        met: level("Tag.met", met, Code::WrongVersion)?.unwrap_or(Level::Tagged),
-    })
 }
 
 /// A share leaves out the epoch where it is the message's.

@@ -18,9 +18,9 @@ use tonic::Status;
 use super::{LANES_MAX, PIECE_BYTES, cut};
 use crate::error::{Code, Error, Result};
 use crate::message::PrimaryMessage;
-use crate::net::server::{Outgoing, gather, pack_to_backup, weigh_to_backup};
+use crate::net::server::{Outgoing, gather, weigh_to_backup};
 use crate::net::socket::{Gauge, Tuning};
-use crate::net::{pb, random_u128};
+use crate::net::{convert, pb, random_u128};
 
 /// A lane gets nothing more while so much waits for its socket.
 const LANE_BYTES: usize = 64 << 10;
@@ -166,7 +166,7 @@ async fn stripe(
             break;
         }
         let messages = gather(&mut queue, first, weigh_to_backup, PIECE_BYTES);
-        let message = Bytes::from(pack_to_backup(messages).encode_to_vec());
+        let message = Bytes::from(convert::joined(messages).encode_to_vec());
         for piece in cut(message, PIECE_BYTES, &mut last) {
             let Some(chosen) = roomiest(&lanes, turn, &link).await else { break 'link };
             turn = chosen + 1;

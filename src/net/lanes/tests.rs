@@ -15,7 +15,8 @@ use tonic::Code as Grpc;
 use super::stripe::{Carried, Links};
 use super::*;
 use crate::message::PrimaryMessage;
-use crate::net::server::{Outgoing, pack_to_backup, weigh_to_backup};
+use crate::net::convert;
+use crate::net::server::{Outgoing, weigh_to_backup};
 use crate::net::socket::Gauge;
 
 const SOON: Duration = Duration::from_secs(20);
@@ -175,7 +176,7 @@ fn request(token: u128, lane: u32, others: &[u32]) -> pb::LaneRequest {
 
 fn follow(links: &Links) -> (u128, Stand) {
     let (queue, messages) = mpsc::channel(10_000);
-    let pack: fn(_) -> pb::PrimaryMessages = pack_to_backup;
+    let pack: fn(_) -> pb::PrimaryMessages = convert::joined;
     let (outgoing, dropped) = Outgoing::new(messages, weigh_to_backup, pack);
     let (token, followed) = links.open(outgoing, None).unwrap();
     (token, Stand { queue, lanes: Vec::new(), followed, dropped })

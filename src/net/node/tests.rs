@@ -94,7 +94,7 @@ impl Whose {
 struct Given(Arc<Mutex<Vec<u64>>>);
 
 impl StateMachine for Given {
-    fn apply(&mut self, commands: &[Entry], replies: &mut Vec<Bytes>) -> io::Result<()> {
+    fn apply(&mut self, commands: &[&Entry], replies: &mut Vec<Bytes>) -> io::Result<()> {
         self.0.lock().extend(commands.iter().map(|command| command.header.lsn.0));
         replies.extend(commands.iter().map(|_| Bytes::new()));
         Ok(())

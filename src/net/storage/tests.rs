@@ -5,7 +5,7 @@
 
 use std::io;
 use std::ops::Range;
-use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -79,13 +79,26 @@ struct Desk {
 
 impl Desk {
     fn new() -> Self {
+        Self::with_patience(PATIENCE)
+    }
+
+    fn with_patience(patience: Duration) -> Self {
         let ((gate, opens), (tells, calls)) = (channel(), channel());
         let disk = MemoryLog::new();
         let log = Gated { disk: disk.clone(), calls: tells, gate: opens };
-        Self { gate, calls, disk, storage: Storage::spawn(Box::new(log)).unwrap() }
+        Self { gate, calls, disk, storage: Storage::with_patience(Box::new(log), patience).unwrap() }
     }
 
     fn append(&self, lsn: u64) {
+        self.storage.ask(Job::Append(Self::records(lsn)));
+    }
+
+    /// Of which nobody waits to hear.
+    fn append_later(&self, lsn: u64) {
+        self.storage.ask(Job::AppendLater(Self::records(lsn)));
+    }
+
+    fn records(lsn: u64) -> Records {
         let header = Header {
             epoch: Epoch::ZERO,
             lsn: Lsn(lsn),
@@ -97,7 +110,7 @@ impl Desk {
             digest: Digest::default(),
         };
         let entry = Entry { header, payload: Bytes::new() };
-        self.storage.ask(Job::Append(vec![Record { entry, reply: Digest::default() }]));
+        vec![Record { entry, reply: Digest::default() }].into()
     }
 
     fn save_marks(&self, stable: u64) {
@@ -233,4 +246,62 @@ async fn an_orderly_end_carries_out_what_is_queued() {
     assert_eq!(desk.disk.marks().unwrap().unwrap().stable, Lsn(2));
     let done = desk.storage.take();
     assert_eq!((done.persisted, done.saved), (Some(Lsn(3)), Some(1)));
+}
+
+/// Longer than any test.
+const NEVER: Duration = Duration::from_secs(3600);
+
+#[tokio::test]
+async fn what_nobody_waits_for_is_synced_with_what_somebody_does() {
+    let desk = Desk::with_patience(NEVER);
+    desk.append_later(1);
+    assert_eq!(desk.held_at(), Some(Call::Append(1)));
+    desk.append_later(2);
+    assert_eq!(desk.then(), Some(Call::Append(2)));
+    desk.go();
+    // The thread sleeps now, or is about to: neither is woken by the third, and all are by the fourth.
+    desk.append_later(3);
+    desk.append(4);
+    assert_eq!(desk.held_at(), Some(Call::Append(3)));
+    assert_eq!(desk.done(), (None, None));
+    assert_eq!(desk.then(), Some(Call::Append(4)));
+    assert_eq!(desk.then(), Some(Call::Sync));
+    desk.go();
+    assert_eq!(desk.told(|done| done.persisted).await, Lsn(4));
+}
+
+#[tokio::test]
+async fn what_nobody_waits_for_is_synced_in_the_end() {
+    let desk = Desk::with_patience(Duration::from_millis(1));
+    desk.append_later(1);
+    assert_eq!(desk.held_at(), Some(Call::Append(1)));
+    assert_eq!(desk.then(), Some(Call::Sync));
+    desk.go();
+    assert_eq!(desk.told(|done| done.persisted).await, Lsn(1));
+
+    let mut desk = Desk::with_patience(NEVER);
+    desk.append_later(1);
+    assert_eq!(desk.held_at(), Some(Call::Append(1)));
+    desk.append_later(2);
+    drop(desk.gate);
+    desk.storage.finish();
+    assert_eq!((desk.disk.bounds().end, desk.disk.unsynced()), (Lsn(3), 0));
+}
+
+/// The queue would fill up, and the sequencer wait for room.
+#[tokio::test]
+async fn many_are_not_left_in_the_queue() {
+    let desk = Desk::with_patience(NEVER);
+    desk.append_later(1);
+    assert_eq!(desk.held_at(), Some(Call::Append(1)));
+    let many = 2 * GROUP_MAX as u64 + 1;
+    for lsn in 2..=many {
+        desk.append_later(lsn);
+    }
+    let mut last = 1;
+    while let Some(Call::Append(lsn)) = desk.then() {
+        assert_eq!(lsn, last + 1);
+        last = lsn;
+    }
+    assert!(last > GROUP_MAX as u64, "a sync after {last}");
 }

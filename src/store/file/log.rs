@@ -30,7 +30,7 @@ pub struct FileLogOptions {
     /// A file of the log is not made larger than so many bytes, unless a single record is. 64 MiB by default.
     pub segment_bytes: u64,
     /// So many bytes of zeros are written ahead of the records when there is no room left: it makes syncs quicker,
-    /// and costs each byte a second writing. 1 MiB by default.
+    /// and costs each byte a second writing. Not where much is appended at once. 1 MiB by default.
     pub zero_ahead_bytes: u64,
     /// Appends fail when the log would take more than about so many bytes. By default there is no limit but the disk.
     pub bytes_max: Option<u64>,

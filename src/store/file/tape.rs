@@ -17,6 +17,9 @@ use super::TornTail;
 use super::disk::{self, DiskFile};
 use super::frame::{FRAME, Found, Frame, HEAD, Head, Kind, Window, damage, put_frame, seal};
 
+/// From so many bytes on no zeros are written ahead.
+const BULK: usize = 64 << 10;
+
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Tape {
@@ -180,6 +183,8 @@ impl Tape {
         if need <= self.allocated {
             return Ok(());
         }
+        // Zeros save a sync the change of the file's size; next to so many bytes of records they would cost more.
+        let ahead = if self.pending.len() < BULK { ahead } else { 0 };
         let wish = need.saturating_add(ahead).min(most.max(need));
         if wish > need {
             if self.extend(wish).is_ok() {

@@ -471,11 +471,11 @@ impl<'a, M: StateMachine> World<'a, M> {
                 Output::ToBackup(conn, message) => self.send(conn, At::Node(at), Parcel::FromPrimary(message)),
                 Output::ToPrimary(conn, message) => self.send(conn, At::Node(at), Parcel::FromBackup(message)),
                 Output::Close(conn) => self.close(conn, At::Node(at)),
-                Output::Append(records) => node.jobs.push_back(Job::Append(records)),
+                Output::Append(records) => node.jobs.push_back(Job::Append(records.into())),
                 Output::Truncate(last) => node.jobs.push_back(Job::Truncate(last)),
                 Output::SaveMarks(marks) => node.jobs.push_back(Job::Marks(marks)),
                 Output::Read { conn, from, bytes_max } => node.jobs.push_back(Job::Read(conn, from, bytes_max)),
-                Output::Execute { commands, queries } => node.work.push_back(Work::Execute(commands, queries)),
+                Output::Execute { commands, queries } => node.work.push_back(Work::Execute(commands.into(), queries)),
                 Output::Judge { entries, missing } => node.work.push_back(Work::Judge(entries, missing)),
                 Output::Promote => {
                     if let Core::Backup(backup) = std::mem::replace(&mut node.core, Core::Down) {

@@ -144,7 +144,7 @@ impl World {
                 Output::Append(records) => {
                     self.mark_append(at, &records);
                     self.oracle.on_append(&mut self.nodes, &self.clients, at, &records);
-                    self.nodes[at].disk.push(Operation::Append(records));
+                    self.nodes[at].disk.push(Operation::Append(records.into()));
                     self.run_disk(at);
                 }
                 Output::Truncate(lsn) => {
@@ -161,7 +161,7 @@ impl World {
                     self.nodes[at].disk.push(Operation::Read(conn, from, bytes_max.min(2_000)));
                     self.run_disk(at);
                 }
-                Output::Execute { commands, queries } => self.task(at, Task::Execute(commands, queries)),
+                Output::Execute { commands, queries } => self.task(at, Task::Execute(commands.into(), queries)),
                 Output::Judge { entries, missing } => self.task(at, Task::Judge(entries, missing)),
                 Output::AdminDone(done) => {
                     self.note(format!("node {at} answers the operator: {done:?}"));

@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::super::*;
 use super::strategies;
-use crate::log::{ClientId, GapPolicy, Header, Record};
+use crate::log::{ClientId, GapPolicy, Header};
 use crate::message::{Attach, NodeStatus, QueryResult, ReportItem, Status, Welcome};
 use crate::node::Admin;
 
@@ -50,6 +50,55 @@ fn refused_share(share: pb::Share, code: Code, field: &str) {
     refused::<_, Vec<ClientMessage>>(from_client(pb::client_message::Message::Payloads(payloads)), code, field);
 }
 
+fn refused_writes(writes: &'static [u8], why: &str) {
+    let frame = pb::ClientFrame { epoch: EPOCH, writes: Bytes::from_static(writes), ..Default::default() };
+    refused::<_, Vec<ClientMessage>>(from_client(pb::client_message::Message::Frame(frame)), Code::Protocol, why);
+}
+
+fn refused_responses(responses: &'static [u8], why: &str) {
+    let frame = pb::NodeFrame { epoch: EPOCH, responses: Bytes::from_static(responses), ..Default::default() };
+    refused::<_, Vec<NodeMessage>>(from_node(pb::node_message::Message::Frame(frame)), Code::Protocol, why);
+}
+
+fn refused_manifest(manifest: &'static [u8], code: Code, why: &str) {
+    let frame = pb::NodeFrame { epoch: EPOCH, manifest: Bytes::from_static(manifest), ..Default::default() };
+    refused::<_, Vec<NodeMessage>>(from_node(pb::node_message::Message::Frame(frame)), code, why);
+}
+
+/// In both of the messages that carry some.
+fn refused_records(records: &'static [u8], why: &str) {
+    let append = pb::Append { epoch: EPOCH, records: Bytes::from_static(records), ..Default::default() };
+    let append = from_primary(pb::primary_message::Message::Append(append));
+    refused::<_, Vec<PrimaryMessage>>(append, Code::Protocol, &format!("Append.records: {why}"));
+    let records = pb::Records { epoch: EPOCH, records: Bytes::from_static(records) };
+    let records = from_backup(pb::backup_message::Message::Records(records));
+    refused::<_, Vec<BackupMessage>>(records, Code::Protocol, &format!("Records.records: {why}"));
+}
+
+#[test]
+fn a_list_that_is_not_as_it_says() {
+    // More items than there are bytes, whatever that would take.
+    refused_writes(&[0xff, 0xff, 0xff, 0xff, 0x0f, 9, 0, 0], "ClientFrame.writes: it has more items");
+    refused_responses(&[2, 1, 0], "NodeFrame.responses: it has more items");
+    // It ends in an item, or in a number.
+    refused_writes(&[1, 0x19, 3, 1, 0, 0], "ClientFrame.writes: malformed bytes: it ends too early");
+    refused_writes(&[1, 0xff, 0xff], "ClientFrame.writes: a write has a form this build does not know: 255");
+    // Payloads are missing, or too many; so many that they cannot be added up.
+    refused_writes(&[1, 0x19, 3, 0, 7, 7], "ClientFrame.writes: its payloads have 2 bytes where 3 are told");
+    refused_writes(&[1, 0x19, 1, 0, 7, 7], "ClientFrame.writes: its payloads have 2 bytes where 1 are told");
+    let absurd = &[2, 0x19, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1, 0, 0x39, 0];
+    refused_writes(absurd, "ClientFrame.writes: its payloads have 0 bytes where 18446744073709551615 are told");
+    refused_responses(&[1, 1, 2, 5, 7], "NodeFrame.responses: its payloads have 1 bytes where 5 are told");
+    refused_responses(&[1, 0x0b, 0, 0], "NodeFrame.responses: a response has a form");
+    refused_manifest(&[2, 1, 0], Code::Protocol, "NodeFrame.manifest: it has more items");
+    refused_manifest(&[1, 3, 0, 0], Code::Protocol, "NodeFrame.manifest: a header has a form");
+    refused_manifest(&[1, 0x3d, 1, 0, 0, 0], Code::Protocol, "NodeFrame.manifest: it names a client");
+    refused_records(&[1, 0x3d, 1, 0, 0, 0], "it names a client that it did not name before");
+    refused_records(&[1, 0x3d, 0, 7, 7, 7], "malformed bytes: it ends too early");
+    let record = &[1, 0x3d, 0, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 2, 9, 0, 3];
+    refused_records(record, "a digest has a form this build does not know: 3");
+}
+
 fn header() -> pb::Header {
     strategies::plain_record(Bytes::new()).entry.header.into()
 }
@@ -74,16 +123,14 @@ fn a_message_of_no_known_kind() {
 
 #[test]
 fn a_response_that_says_nothing() {
-    let frame = pb::NodeFrame { epoch: EPOCH, responses: vec![pb::Response::default()], ..Default::default() };
-    refused::<_, Vec<NodeMessage>>(from_node(pb::node_message::Message::Frame(frame)), Code::Protocol, "Response");
+    refused_responses(&[1, 0, 2], "NodeFrame.responses: request 1 has neither");
 }
 
 #[test]
 fn an_entry_of_a_later_version() {
     let kind = pb::Header { body: None, ..header() };
-    refused::<_, Header>(kind.clone(), Code::UnknownKind, "Header.body");
-    let record = pb::Record { header: Some(kind), ..Default::default() };
-    refused::<_, Record>(record, Code::UnknownKind, "Header.body");
+    refused::<_, Header>(kind, Code::UnknownKind, "Header.body");
+    refused_manifest(&[1, 0, 10, 0], Code::UnknownKind, "NodeFrame.manifest");
 
     let with = |body| pb::Header { body: Some(body), ..header() };
     let target = pb::header::Body::Config(pb::Target { target: None });
@@ -102,9 +149,6 @@ fn an_entry_of_a_later_version() {
 #[test]
 fn a_message_of_a_later_version() {
     use pb::client_message::Message;
-    let write = pb::Write { level: 5, ..Default::default() };
-    let frame = pb::ClientFrame { epoch: EPOCH, writes: vec![write], ..Default::default() };
-    refused::<_, Vec<ClientMessage>>(from_client(Message::Frame(frame)), Code::WrongVersion, "Write.level");
     let query = pb::Query { level: i32::MAX, ..Default::default() };
     let frame = pb::ClientFrame { epoch: EPOCH, queries: vec![query], ..Default::default() };
     refused::<_, Vec<ClientMessage>>(from_client(Message::Frame(frame)), Code::WrongVersion, "Query.level");
@@ -112,9 +156,6 @@ fn a_message_of_a_later_version() {
     refused::<_, Attach>(attach, Code::WrongVersion, "Attach.role");
     let welcome = pb::Welcome { epoch: EPOCH, lowest: 5, ..Default::default() };
     refused::<_, Welcome>(welcome, Code::WrongVersion, "Welcome.lowest");
-    let response = pb::Response { tag: Some(pb::Tag { met: 5, ..Default::default() }), ..Default::default() };
-    let frame = pb::NodeFrame { epoch: EPOCH, responses: vec![response], ..Default::default() };
-    refused::<_, Vec<NodeMessage>>(from_node(pb::node_message::Message::Frame(frame)), Code::WrongVersion, "Tag.met");
     refused_share(pb::Share { mode: 3, holder: id(), ..Default::default() }, Code::WrongVersion, "Share.mode");
     let session = pb::SessionStatus { client: id(), role: 4, ..Default::default() };
     refused::<_, crate::message::SessionStatus>(session, Code::WrongVersion, "SessionStatus.role");
@@ -148,8 +189,8 @@ fn an_unspecified_choice() {
     refused::<_, Admin>(promote, Code::Protocol, "PromoteRequest.soft_us");
 
     // Where it means something: a level that is not specified is the service's lowest.
-    let write = pb::Write::default();
-    assert_eq!(crate::message::Write::try_from(write).unwrap().level, crate::log::Level::Local);
+    let query = pb::Query::default();
+    assert_eq!(crate::message::Query::try_from(query).unwrap().level, crate::log::Level::Local);
 }
 
 #[test]
@@ -239,7 +280,6 @@ fn a_missing_epoch() {
 
 #[test]
 fn a_missing_part() {
-    refused::<_, Record>(pb::Record::default(), Code::Protocol, "Record.header");
     let held = pb::ReportItem { item: Some(pb::report_item::Item::Held(pb::Held::default())) };
     refused::<_, ReportItem>(held, Code::Protocol, "Held.header");
     refused::<_, NodeStatus>(pb::NodeStatus::default(), Code::Protocol, "NodeStatus.status");
@@ -250,10 +290,6 @@ fn a_missing_part() {
 #[test]
 fn a_number_that_cannot_be() {
     refused::<_, Header>(pb::Header { digest: TOO_LARGE, ..header() }, Code::Protocol, "Header.digest");
-    let record = pb::Record { header: Some(header()), reply: TOO_LARGE, ..Default::default() };
-    refused::<_, Record>(record, Code::Protocol, "Record.reply");
-    let write = pb::Write { digest: TOO_LARGE, ..Default::default() };
-    refused::<_, crate::message::Write>(write, Code::Protocol, "Write.digest");
     let held = pb::Held { header: Some(header()), reply: TOO_LARGE };
     let held = pb::ReportItem { item: Some(pb::report_item::Item::Held(held)) };
     refused::<_, ReportItem>(held, Code::Protocol, "Held.reply");

@@ -397,7 +397,7 @@ pub(super) fn primary_message() -> BoxedStrategy<PrimaryMessage> {
         epoch().prop_map(|epoch| PrimaryMessage::Promise { epoch }),
         (epoch(), lsn()).prop_map(|(epoch, from)| PrimaryMessage::Fetch { epoch, from }),
         (epoch(), lsn(), lsn(), number(), records()).prop_map(|(epoch, base, stable, echo, records)| {
-            PrimaryMessage::Append { epoch, base, stable, echo, records }
+            PrimaryMessage::Append { epoch, base, stable, echo, records: records.into() }
         }),
         epoch().prop_map(|epoch| PrimaryMessage::Grant { epoch }),
         error().prop_map(PrimaryMessage::Refused),
