@@ -757,6 +757,31 @@ pub struct NodeStatus {
     #[prost(uint64, tag = "22")]
     pub confirm_us: u64,
 }
+/// Joins a link. Its token came with the answer to Follow, as the metadata tagalong-link-bin.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LaneRequest {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub link: ::prost::bytes::Bytes,
+    /// Lane 0 is on the connection of the Follow stream, and asked for last: from then on the lanes carry the answer.
+    #[prost(uint32, tag = "2")]
+    pub lane: u32,
+    /// Of lane 0: the others that stand.
+    #[prost(uint32, repeated, tag = "3")]
+    pub others: ::prost::alloc::vec::Vec<u32>,
+}
+/// A part of the answer to Follow.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Piece {
+    /// Dense over all lanes of a link, from 1; rising on each of them.
+    #[prost(uint64, tag = "1")]
+    pub number: u64,
+    /// Of a PrimaryMessages as it is encoded.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub data: ::prost::bytes::Bytes,
+    /// The message goes on in the next piece.
+    #[prost(bool, tag = "3")]
+    pub more: bool,
+}
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum Level {
@@ -1344,6 +1369,31 @@ pub mod replication_client {
                 .insert(GrpcMethod::new("tagalong.v1.Replication", "Follow"));
             self.inner.streaming(req, path, codec).await
         }
+        /// One of several connections that carry a Follow stream's answer.
+        pub async fn lane(
+            &mut self,
+            request: impl tonic::IntoRequest<super::LaneRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::Piece>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/tagalong.v1.Replication/Lane",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("tagalong.v1.Replication", "Lane"));
+            self.inner.server_streaming(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -1369,6 +1419,17 @@ pub mod replication_server {
             &self,
             request: tonic::Request<tonic::Streaming<super::BackupMessages>>,
         ) -> std::result::Result<tonic::Response<Self::FollowStream>, tonic::Status>;
+        /// Server streaming response type for the Lane method.
+        type LaneStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::Piece, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// One of several connections that carry a Follow stream's answer.
+        async fn lane(
+            &self,
+            request: tonic::Request<super::LaneRequest>,
+        ) -> std::result::Result<tonic::Response<Self::LaneStream>, tonic::Status>;
     }
     /// A backup follows its primary.
     #[derive(Debug)]
@@ -1491,6 +1552,52 @@ pub mod replication_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/tagalong.v1.Replication/Lane" => {
+                    #[allow(non_camel_case_types)]
+                    struct LaneSvc<T: Replication>(pub Arc<T>);
+                    impl<
+                        T: Replication,
+                    > tonic::server::ServerStreamingService<super::LaneRequest>
+                    for LaneSvc<T> {
+                        type Response = super::Piece;
+                        type ResponseStream = T::LaneStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::LaneRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Replication>::lane(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = LaneSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)

@@ -2,16 +2,20 @@
 //! and the standard health service.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::{Stream, StreamExt};
+use tonic::metadata::MetadataValue;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::lanes::{self, stripe};
 use super::node::{LINGER, Mail, Mailbox};
 use super::seal::Sealer;
+use super::socket::{Accepted, Gauge};
 use super::{NetSettings, convert, pb};
 use crate::error::{Code, Error, Result};
 use crate::message::{BackupMessage, ClientMessage, NodeMessage, PrimaryMessage, Role};
@@ -31,7 +35,7 @@ pub(super) struct Outgoing<M, P> {
     queue: mpsc::Receiver<M>,
     weigh: fn(&M) -> usize,
     pack: Box<dyn FnMut(Vec<M>) -> P + Send>,
-    _alive: oneshot::Sender<()>,
+    alive: oneshot::Sender<()>,
 }
 
 impl<M, P> Outgoing<M, P> {
@@ -42,8 +46,25 @@ impl<M, P> Outgoing<M, P> {
         pack: impl FnMut(Vec<M>) -> P + Send + 'static,
     ) -> (Self, oneshot::Receiver<()>) {
         let (alive, dropped) = oneshot::channel();
-        (Self { queue, weigh, pack: Box::new(pack), _alive: alive }, dropped)
+        (Self { queue, weigh, pack: Box::new(pack), alive }, dropped)
     }
+
+    /// The queue, for whoever sends in its place, and what tells of that one's end by being dropped.
+    pub(super) fn into_parts(self) -> (mpsc::Receiver<M>, oneshot::Sender<()>) {
+        (self.queue, self.alive)
+    }
+}
+
+/// What has gathered behind a queue's first message, up to about so many bytes.
+pub(super) fn gather<M>(queue: &mut mpsc::Receiver<M>, first: M, weigh: fn(&M) -> usize, bytes_max: usize) -> Vec<M> {
+    let mut weight = weigh(&first);
+    let mut batch = vec![first];
+    while batch.len() < JOIN_MAX && weight < bytes_max {
+        let Ok(next) = queue.try_recv() else { break };
+        weight += weigh(&next);
+        batch.push(next);
+    }
+    batch
 }
 
 impl<M, P> Stream for Outgoing<M, P> {
@@ -53,13 +74,8 @@ impl<M, P> Stream for Outgoing<M, P> {
         let Some(first) = ready!(self.queue.poll_recv(cx)) else {
             return Poll::Ready(None);
         };
-        let mut weight = (self.weigh)(&first);
-        let mut batch = vec![first];
-        while batch.len() < JOIN_MAX && weight < JOIN_BYTES {
-            let Ok(next) = self.queue.try_recv() else { break };
-            weight += (self.weigh)(&next);
-            batch.push(next);
-        }
+        let weigh = self.weigh;
+        let batch = gather(&mut self.queue, first, weigh, JOIN_BYTES);
         Poll::Ready(Some((self.pack)(batch)))
     }
 }
@@ -122,7 +138,7 @@ fn weigh_to_client(message: &NodeMessage) -> usize {
     replies.sum::<usize>() + results.sum::<usize>() + shares.sum::<usize>() + frame.manifest.len() * 96 + 64
 }
 
-fn weigh_to_backup(message: &PrimaryMessage) -> usize {
+pub(super) fn weigh_to_backup(message: &PrimaryMessage) -> usize {
     match message {
         PrimaryMessage::Append { records, .. } => weigh_records(records),
         _ => 128,
@@ -177,13 +193,13 @@ fn unseal(sealer: &Option<Sealer>, messages: pb::ClientMessages) -> Result<Vec<C
 }
 
 type ToClient = Outgoing<NodeMessage, pb::NodeMessages>;
-type ToBackup = Outgoing<PrimaryMessage, pb::PrimaryMessages>;
 type Answers<S> = tokio_stream::adapters::Map<S, fn(<S as Stream>::Item) -> Result<<S as Stream>::Item, Status>>;
 
 /// The services of one node.
 #[derive(Clone)]
 struct Services {
     mailbox: Mailbox,
+    links: stripe::Links,
 }
 
 fn status_of(error: Error) -> Status {
@@ -220,7 +236,8 @@ impl pb::session_server::Session for Services {
 
 #[tonic::async_trait]
 impl pb::replication_server::Replication for Services {
-    type FollowStream = Answers<ToBackup>;
+    type FollowStream = stripe::Followed;
+    type LaneStream = stripe::Carried;
 
     async fn follow(
         &self,
@@ -229,6 +246,8 @@ impl pb::replication_server::Replication for Services {
         let conn = self.mailbox.conn();
         let (outbox, queue) = self.mailbox.long_outbox();
         let (outgoing, dropped) = Outgoing::new(queue, weigh_to_backup, convert::joined);
+        let gauge = request.extensions().get::<Arc<Gauge>>().cloned();
+        let (token, followed) = self.links.open(outgoing, gauge).map_err(status_of)?;
         let weak = outbox.downgrade();
         self.mailbox.send(Mail::BackupStream(conn, outbox)).await.map_err(status_of)?;
         let refuse = move |error| {
@@ -239,7 +258,16 @@ impl pb::replication_server::Replication for Services {
         let unpack: fn(_) -> Result<Vec<BackupMessage>> = Vec::try_from;
         let mailbox = self.mailbox.clone();
         tokio::spawn(read_stream(mailbox, conn, request.into_inner(), dropped, unpack, Mail::FromBackup, refuse));
-        Ok(Response::new(outgoing.map(Ok)))
+        let mut answer = Response::new(followed);
+        let token = MetadataValue::from_bytes(&token.to_be_bytes());
+        answer.metadata_mut().insert_bin(lanes::TOKEN, token);
+        Ok(answer)
+    }
+
+    async fn lane(&self, request: Request<pb::LaneRequest>) -> Result<Response<Self::LaneStream>, Status> {
+        let gauge = request.extensions().get::<Arc<Gauge>>().cloned().unwrap_or_default();
+        let carried = self.links.join(request.into_inner(), gauge).map_err(status_of)?;
+        Ok(Response::new(carried))
     }
 }
 
@@ -288,8 +316,9 @@ pub(super) async fn bind(address: std::net::SocketAddr) -> Result<TcpListener> {
 
 /// Serves the node on `listener` until it closes or ends.
 pub(super) fn serve(mailbox: &Mailbox, listener: TcpListener, settings: &NetSettings) -> tokio::task::JoinHandle<()> {
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-    let services = Services { mailbox: mailbox.clone() };
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true)).map(|stream| stream.map(Accepted::new));
+    let links = stripe::Links::new(settings.replication_congestion.clone());
+    let services = Services { mailbox: mailbox.clone(), links };
     let limit = settings.message_bytes_max;
     let (reporter, health) = tonic_health::server::health_reporter();
     let router = tonic::transport::Server::builder()
