@@ -43,7 +43,7 @@ pub(crate) async fn run(plan: &Plan) -> Result<Report> {
             let (clients, in_flight) = load;
             let (warm_up, seconds) = (plan.choose(0.5, 1.0), plan.seconds(1.5, 5.0));
             let shape = Shape { clients, in_flight, payload: 100, warm_up, seconds, ..Shape::default() };
-            let cell = Cell { system: *system, shape, rtt: Duration::from_millis(50), sites: None };
+            let cell = Cell { system: *system, shape, rtt: Duration::from_millis(50), sites: None, connections: None };
             rows.push((Row::new([load_name(load), system.name().to_owned()]), cell));
         }
     }

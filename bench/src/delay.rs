@@ -94,7 +94,7 @@ pub(crate) async fn run(plan: &Plan) -> Result<Report> {
 fn cell(plan: &Plan, system: System, (clients, in_flight): (u64, usize), payload: usize, rtt: Duration) -> Cell {
     let warm_up = plan.choose(0.3, 1.0) + 2.0 * rtt.as_secs_f64();
     let shape = Shape { clients, in_flight, payload, warm_up, seconds: plan.seconds(0.7, 4.0), ..Shape::default() };
-    Cell { system, shape, rtt, sites: None }
+    Cell { system, shape, rtt, sites: None, connections: None }
 }
 
 fn shows(table: &Table, payloads: &[usize], delays: &[u64]) -> Vec<Show> {

@@ -60,7 +60,7 @@ pub(crate) async fn run(plan: &Plan) -> Result<Report> {
                 let (clients, in_flight) = load;
                 let (warm_up, seconds) = (plan.choose(0.3, 1.0), plan.seconds(0.7, 4.0));
                 let shape = Shape { clients, in_flight, payload, warm_up, seconds, ..Shape::default() };
-                let cell = Cell { system: *system, shape, rtt: Duration::ZERO, sites: None };
+                let cell = Cell { system: *system, shape, rtt: Duration::ZERO, sites: None, connections: None };
                 let key = [load_name(load), payload.to_string(), system.name().to_owned()];
                 let alone = *system == System::Service(Mode::Covered) && clients == 1;
                 let row = if alone { Row::skipped(key, "one client cannot cover itself") } else { Row::new(key) };

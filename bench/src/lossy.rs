@@ -30,7 +30,7 @@ const RTT: Duration = Duration::from_millis(50);
 /// Nothing waits longer for the tool.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-const KEYS: [&str; 2] = ["packets lost", "system"];
+const KEYS: [&str; 3] = ["packets lost", "system", "connections"];
 const METRICS: [Metric; 7] = [
     Metric::new("writes_per_s", "writes/s", 0),
     Metric::new("p50_us", "p50, µs", 0),
@@ -48,18 +48,20 @@ pub(crate) async fn run(plan: &Plan) -> Result<Report> {
     };
     let systems = plan.systems(&[System::Service(Mode::Async), System::Service(Mode::Tagged)]);
     let losses = ["0", "0.1", "1"];
+    let connections: &[u32] = plan.choose(&[1, 8], &[1, 4, 8, 16]);
     let seconds = plan.seconds(2.0, 10.0);
     let shape =
         Shape { clients: 4, in_flight: 64, payload: 4096, warm_up: 0.5, seconds, drain: plan.choose(2.0, 20.0) };
     let mut rows = Vec::new();
     for loss in losses {
-        for system in &systems {
-            let key = [format!("{loss} %"), system.name().to_owned()];
+        for (system, count) in systems.iter().flat_map(|system| connections.iter().map(move |count| (system, *count))) {
+            let key = [format!("{loss} %"), system.name().to_owned(), count.to_string()];
             let (row, sites) = match &network {
                 Ok(network) => (Row::new(key), Some(network.sites.clone())),
                 Err(why) => (Row::skipped(key, why), None),
             };
-            rows.push((row, (loss, Cell { system: *system, shape: shape.clone(), rtt: RTT, sites })));
+            let cell = Cell { system: *system, shape: shape.clone(), rtt: RTT, sites, connections: Some(count) };
+            rows.push((row, (loss, cell)));
         }
     }
     let rows = in_turns("lossy", plan.repeats(1, 5), rows, async |(loss, cell): &(&str, Cell)| {
@@ -78,9 +80,19 @@ pub(crate) async fn run(plan: &Plan) -> Result<Report> {
         Table { title: "50 ms, packets lost under TCP".into(), keys: &KEYS, metrics: &METRICS, rows: rows.await };
     let mut shows = Vec::new();
     for loss in losses {
-        let row = |system: &str| table.row(&[&format!("{loss} %"), system]);
-        let rows = (row("tagged"), row("async"));
+        let row = |system: &str, count: u32| table.row(&[&format!("{loss} %"), system, &count.to_string()]);
+        let rows = (row("tagged", 1), row("async", 1));
         shows.push(Show::ratio(format!("tagged / async, throughput, {loss} % lost"), "≥ 0.95", rows, "writes_per_s"));
+        for count in connections.iter().skip(1) {
+            for system in ["async", "tagged"] {
+                let rows = (row(system, *count), row(system, 1));
+                let what = format!("{system}, {count} connections / one, carried, {loss} % lost");
+                let bar = if loss == "0.1" { "≥ 4" } else { "" };
+                shows.push(Show::ratio(what, bar, rows, "wan_mbit_per_s"));
+                let what = format!("{system}, {count} connections / one, delta, {loss} % lost");
+                shows.push(Show::ratio(what, "", rows, "delta_kib"));
+            }
+        }
     }
     let bar = |row: &Row| Some((row.key.join(", "), row.spread("delta_kib")?));
     let plot = Plot {

@@ -112,7 +112,7 @@ fn shows(table: &Table, cases: &[Before], systems: &[System]) -> Vec<Show> {
 #[expect(clippy::cast_precision_loss, reason = "figures for people")]
 async fn disaster(system: System, before: Before) -> Result<Measured> {
     let shape = Shape { clients: 8, in_flight: 8, payload: 4096, warm_up: 1.0, seconds: 600.0, ..Shape::default() };
-    let cell = Cell { system, shape, rtt: RTT, sites: None };
+    let cell = Cell { system, shape, rtt: RTT, sites: None, connections: None };
     let folder = tempfile::tempdir_in(crate::scratch())?;
     let dropped = overrun();
     let mut service = Service::start(&cell, folder.path()).await?;

@@ -10,7 +10,7 @@ use tagalong::net::{NodeEvents, ShareKey};
 use tagalong::node::NodeEvent;
 use tagalong::primary::PrimarySettings;
 use tagalong::store::file::{FileLog, FileLogOptions};
-use tagalong::{Backup, Primary};
+use tagalong::{Backup, NetSettings, Primary};
 use tokio::sync::mpsc;
 
 use crate::Result;
@@ -89,6 +89,17 @@ pub(crate) struct NodeArgs {
     /// Writes wait while the delta exceeds this.
     #[arg(long, default_value_t = 1 << 30)]
     pub(crate) delta_bytes_max: u64,
+    /// Connections of the link between the nodes; as the library has it without.
+    #[arg(long)]
+    pub(crate) connections: Option<u32>,
+}
+
+impl NodeArgs {
+    fn net(&self) -> NetSettings {
+        let mut net = NetSettings::default();
+        net.replication_connections = self.connections.unwrap_or(net.replication_connections);
+        net
+    }
 }
 
 /// The secret of all services here: nobody's data is in them.
@@ -103,7 +114,7 @@ pub(crate) async fn run(args: NodeArgs) -> Result<()> {
     match &args.follow {
         None => {
             let mut builder = Primary::builder("east", log, Tally::default());
-            builder = builder.settings(args.mode.settings(args.delta_bytes_max)).listen(args.listen);
+            builder = builder.settings(args.mode.settings(args.delta_bytes_max)).net(args.net()).listen(args.listen);
             if args.mode.shares() {
                 builder = builder.share_key(share_key());
             }
@@ -125,7 +136,7 @@ pub(crate) async fn run(args: NodeArgs) -> Result<()> {
         }
         Some(endpoint) => {
             let mut builder = Backup::builder("west", log, Tally::default(), endpoint.clone());
-            builder = builder.settings(args.mode.settings(args.delta_bytes_max)).listen(args.listen);
+            builder = builder.settings(args.mode.settings(args.delta_bytes_max)).net(args.net()).listen(args.listen);
             if args.mode.shares() {
                 builder = builder.share_key(share_key());
             }

@@ -52,7 +52,8 @@ pub(crate) async fn run(plan: &Plan) -> Result<Report> {
     let shape = Shape { clients: 64, in_flight: 1, payload: 100, warm_up, seconds, ..Shape::default() };
     let mut rows = Vec::new();
     for system in plan.systems(&[System::Redis, System::Service(Mode::Async), System::Service(Mode::Tagged)]) {
-        let cell = Cell { system, shape: shape.clone(), rtt: Duration::from_millis(50), sites: None };
+        let cell =
+            Cell { system, shape: shape.clone(), rtt: Duration::from_millis(50), sites: None, connections: None };
         let row = match version {
             None if system == System::Redis => Row::skipped([system.name()], "no `redis-server` is on the path"),
             _ => Row::new([system.name()]),

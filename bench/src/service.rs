@@ -75,6 +75,8 @@ pub(crate) struct Cell {
     pub(crate) rtt: Duration,
     /// Sites in network namespaces, whose link has that round trip already; without, all is on this host, over a relay.
     pub(crate) sites: Option<Sites>,
+    /// Of the link between the nodes; as the library has it without.
+    pub(crate) connections: Option<u32>,
 }
 
 /// What came of it.
@@ -426,6 +428,8 @@ async fn start_tagged(cell: &Cell, mode: Mode, folder: &Path) -> Result<Started>
         }
         arguments.extend(words(&["node", "--folder", text(&folder.join(name))?, "--mode", mode.name()]));
         arguments.extend(listen.into_iter().flat_map(|address| ["--listen".to_owned(), format!("{address}:0")]));
+        let connections = cell.connections.map(|count| ["--connections".to_owned(), count.to_string()]);
+        arguments.extend(connections.into_iter().flatten());
         Ok(arguments)
     };
     let mut primary = Process::spawn("primary", folder, &node("primary-log", 0)?)?;

@@ -1385,7 +1385,7 @@ pub mod replication_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::net::buffers::Codec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/tagalong.v1.Replication/Lane",
             );
@@ -1587,7 +1587,7 @@ pub mod replication_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = LaneSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::net::buffers::Codec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
