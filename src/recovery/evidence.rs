@@ -1,0 +1,132 @@
+//! What the reports amount to, as they stand: what was observed, what can be rebuilt, and what cannot be true.
+
+use std::ops::Range;
+
+use bytes::Bytes;
+
+use super::{Recovery, Reporter, is_of};
+use crate::error::{Code, Error};
+use crate::log::{Body, ClientId, Entry, Header, Lsn};
+use crate::rule::{self, Rule};
+
+/// What the known headers and payloads amount to.
+pub(super) struct Walk {
+    pub(super) entries: Vec<Entry>,
+    pub(super) gaps: Vec<Range<Lsn>>,
+    pub(super) last: Lsn,
+}
+
+impl Recovery {
+    /// The highest LSN anybody observed, at least the base.
+    pub(super) fn observed(&self) -> Lsn {
+        let complete = self.reporters.values().filter(|reporter| reporter.complete);
+        let seen = complete.map(|reporter| reporter.observed.max(if self.in_sync { Lsn(0) } else { reporter.stable }));
+        seen.max().unwrap_or(Lsn(0)).max(self.base)
+    }
+
+    pub(super) fn observers(&self, lsn: Lsn) -> Vec<ClientId> {
+        let said = self.reporters.iter().filter(|(_, reporter)| reporter.observed.max(reporter.stable) >= lsn);
+        said.map(|(client, _)| *client).collect()
+    }
+
+    pub(super) fn header(&self, lsn: Lsn) -> Option<&Header> {
+        match self.known.get(&lsn).map(Vec::as_slice) {
+            Some([variant]) => Some(&variant.header),
+            Some(_) => None,
+            None => self.shares.entries.get(&lsn).map(|entry| &entry.header),
+        }
+    }
+
+    /// Two reports that cannot both be true, or one that cannot.
+    pub(super) fn contradiction(&self, strict: bool) -> Option<(Error, Vec<ClientId>)> {
+        if let Some((lsn, variants)) = self.disputed.first().and_then(|lsn| Some((lsn, self.known.get(lsn)?))) {
+            let who = variants.iter().flat_map(|variant| variant.vouchers.iter().copied()).collect();
+            let why = format!("reports disagree on entry {lsn} of epoch {}: exclude one of the accused", self.of);
+            return Some((Error::new(Code::Conflict, why), who));
+        }
+        if let Some(error) = self.shares.error.as_ref().filter(|_| self.resolved.is_none()) {
+            return Some((error.clone(), Vec::new()));
+        }
+        let above = |reporter: &Reporter| self.in_sync && reporter.complete && reporter.stable > self.base;
+        if let Some((client, reporter)) = self.reporters.iter().find(|(_, reporter)| above(reporter)) {
+            let why = format!(
+                "client {client} was told that {} is stable, but this log, in sync, ends at {}: exclude the client, \
+                 or find the node that has the rest",
+                reporter.stable, self.base
+            );
+            return Some((Error::new(Code::Conflict, why), vec![*client]));
+        }
+        let known = self.known.last_key_value().map_or(self.base, |(lsn, _)| *lsn);
+        let observed = self.observed();
+        if strict && self.excluded.is_empty() && observed > known {
+            let why = format!(
+                "entry {observed} of epoch {} was observed, but with everybody present nobody has a header past \
+                 {known}: exclude the accused, or resolve by policy",
+                self.of
+            );
+            return Some((Error::new(Code::Conflict, why), self.observers(observed)));
+        }
+        None
+    }
+
+    /// What the entry at `lsn` would be rebuilt from.
+    pub(super) fn supply(&self, lsn: Lsn) -> Option<(&Header, Option<&Bytes>)> {
+        let header = self.header(lsn)?;
+        let payload = match (&header.body, header.origin) {
+            (Body::Command, Some(origin)) if header.length > 0 => {
+                let reported = self.payloads.get(&(origin.client, origin.request));
+                let reported = reported.filter(|it| is_of(it, header)).map(|(_, payload)| payload);
+                let decoded = || self.shares.entries.get(&lsn).filter(|entry| entry.header == *header);
+                Some(reported.or_else(|| decoded().map(|entry| &entry.payload))?)
+            }
+            (_, _) => None,
+        };
+        Some((header, payload))
+    }
+
+    pub(super) fn supply_entry(&self, lsn: Lsn) -> Option<Entry> {
+        let (header, payload) = self.supply(lsn)?;
+        Some(Entry { header: header.clone(), payload: payload.cloned().unwrap_or_default() })
+    }
+
+    /// The LSNs of which anything is known, in order.
+    pub(super) fn lsns(&self) -> impl Iterator<Item = Lsn> + '_ {
+        let mut known = self.known.keys().copied().peekable();
+        let mut decoded = self.shares.entries.keys().copied().filter(|lsn| *lsn > self.base).peekable();
+        std::iter::from_fn(move || {
+            let next = known.peek().copied().into_iter().chain(decoded.peek().copied()).min()?;
+            let _ = (known.next_if_eq(&next), decoded.next_if_eq(&next));
+            Some(next)
+        })
+    }
+
+    pub(super) fn walk(&self) -> Walk {
+        let observed = self.observed();
+        let mut walk = Walk { entries: Vec::with_capacity(self.known.len()), gaps: Vec::new(), last: self.base };
+        // Gaps are ranges between what is known: an absurd `observed` costs nothing.
+        for lsn in self.lsns() {
+            let next = walk.last.next();
+            if lsn > observed && (lsn != next || !rule::on(Rule::RebuildPastObserved)) {
+                break;
+            }
+            let Some(entry) = self.supply_entry(lsn) else {
+                if lsn > observed {
+                    break;
+                } else {
+                    continue;
+                };
+            };
+            if lsn > next {
+                walk.gaps.push(next..lsn);
+            }
+            walk.entries.push(entry);
+            walk.last = lsn;
+        }
+        if walk.last < observed {
+            walk.gaps.push(walk.last.next()..observed.next());
+            walk.last = observed;
+        }
+        debug_assert_eq!(walk.gaps, self.supplied.gaps(self.base, observed), "what can be supplied was noted");
+        walk
+    }
+}
