@@ -39,7 +39,7 @@ pub(crate) struct GrowthArgs {
     payload: Vec<usize>,
     #[arg(long, value_delimiter = ',', default_value = "0,50,300")]
     rtt_ms: Vec<u64>,
-    #[arg(long, default_value = "tagged-unshared")]
+    #[arg(long, default_value = "tagged")]
     mode: Mode,
     #[arg(long, default_value_t = 2.0)]
     seconds: f64,

@@ -46,8 +46,8 @@ pub(crate) struct RecoveryArgs {
     clients: Vec<u64>,
     #[arg(long, value_delimiter = ',', default_value = "4096")]
     payload: Vec<usize>,
-    /// `tagged-unshared`, or `covered` and so many clients of the last one's process killed with the primary.
-    #[arg(long, value_delimiter = ',', default_value = "tagged-unshared")]
+    /// `tagged`, or `covered` and so many clients of the last one's process killed with the primary.
+    #[arg(long, value_delimiter = ',', default_value = "tagged")]
     mode: Vec<Mode>,
     /// Round trip to the backup.
     #[arg(long, default_value_t = 0)]

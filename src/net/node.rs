@@ -37,7 +37,7 @@ const EVENTS_MAX: usize = 1024;
 /// What the sequencer is told.
 pub(super) enum Mail {
     /// A client's stream stands; frames for it go here.
-    ClientStream(Conn, mpsc::Sender<NodeMessage>),
+    ClientStream(Conn, mpsc::Sender<Box<NodeMessage>>),
     /// A replication stream to this node stands.
     BackupStream(Conn, mpsc::Sender<PrimaryMessage>),
     /// This backup's stream to its primary stands.
@@ -276,7 +276,8 @@ struct Sequencer {
     core: Core,
     state: Box<dyn StateMachine>,
     storage: Storage,
-    clients: HashMap<Conn, mpsc::Sender<NodeMessage>>,
+    /// In boxes: a queue keeps room for a dozen messages, and there are many that have none.
+    clients: HashMap<Conn, mpsc::Sender<Box<NodeMessage>>>,
     backups: HashMap<Conn, mpsc::Sender<PrimaryMessage>>,
     gathered: Gathered,
     link: Option<(Conn, mpsc::Sender<BackupMessage>)>,
@@ -429,7 +430,7 @@ impl Sequencer {
         match mail {
             Mail::ClientStream(conn, outbox) => {
                 if let Some(error) = self.failure.clone() {
-                    let _ = outbox.try_send(NodeMessage::Refused(error));
+                    let _ = outbox.try_send(Box::new(NodeMessage::Refused(error)));
                 } else {
                     self.clients.insert(conn, outbox);
                 }
@@ -536,7 +537,7 @@ impl Sequencer {
             match output {
                 Output::ToClient(conn, mut message) => {
                     self.refuse_large(&mut message);
-                    if self.clients.get(&conn).is_some_and(|outbox| outbox.try_send(message).is_err()) {
+                    if self.clients.get(&conn).is_some_and(|outbox| outbox.try_send(Box::new(message)).is_err()) {
                         self.clients.remove(&conn);
                         self.lost.push(conn);
                     }
@@ -714,7 +715,7 @@ impl Sequencer {
         tracing::error!(%error, "the node stops");
         self.send_gathered();
         for outbox in std::mem::take(&mut self.clients).into_values() {
-            let _ = outbox.try_send(NodeMessage::Refused(error.clone()));
+            let _ = outbox.try_send(Box::new(NodeMessage::Refused(error.clone())));
         }
         for outbox in std::mem::take(&mut self.backups).into_values() {
             let _ = outbox.try_send(PrimaryMessage::Refused(error.clone()));

@@ -192,7 +192,7 @@ fn unseal(sealer: &Option<Sealer>, messages: pb::ClientMessages) -> Result<Vec<C
     Ok(messages)
 }
 
-type ToClient = Outgoing<NodeMessage, pb::NodeMessages>;
+type ToClient = Outgoing<Box<NodeMessage>, pb::NodeMessages>;
 type Answers<S> = tokio_stream::adapters::Map<S, fn(<S as Stream>::Item) -> Result<<S as Stream>::Item, Status>>;
 
 /// The services of one node.
@@ -218,13 +218,15 @@ impl pb::session_server::Session for Services {
         let (outbox, queue) = self.mailbox.outbox();
         let (mut sealer, opener) =
             (self.mailbox.sealer().map_err(status_of)?, self.mailbox.sealer().map_err(status_of)?);
-        let pack = move |messages| seal(&mut sealer, messages);
-        let (outgoing, dropped) = Outgoing::new(queue, weigh_to_client, pack);
+        let pack = move |messages: Vec<Box<NodeMessage>>| {
+            seal(&mut sealer, messages.into_iter().map(|message| *message).collect())
+        };
+        let (outgoing, dropped) = Outgoing::new(queue, |message| weigh_to_client(message), pack);
         let weak = outbox.downgrade();
         self.mailbox.send(Mail::ClientStream(conn, outbox)).await.map_err(status_of)?;
         let refuse = move |error| {
             if let Some(outbox) = weak.upgrade() {
-                let _ = outbox.try_send(NodeMessage::Refused(error));
+                let _ = outbox.try_send(Box::new(NodeMessage::Refused(error)));
             }
         };
         let unpack = move |messages| unseal(&opener, messages);
