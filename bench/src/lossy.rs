@@ -24,7 +24,8 @@ const ABOUT: &str = "
 Primary and clients are in one network namespace, the backup in another, 50 ms away and back over a network in user space that
 loses packets independently; so TCP is the kernel's own. Four clients with 64 writes of
 4 KiB in flight each write at full speed for a while. A single TCP stream carries little under loss; what it does not carry is the
-*delta*: what an asynchronous service would lose, and what clients hold where they are tagged.
+*delta*: what an asynchronous service would lose, and what clients hold where they are tagged. So the link can have several
+connections. Where even those carry less than is written, the delta ends at the budget of the primary, or of the caches.
 ";
 const RTT: Duration = Duration::from_millis(50);
 /// Nothing waits longer for the tool.
