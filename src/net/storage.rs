@@ -1,8 +1,9 @@
 //! The storage thread: appends, marks and reads in the order they were asked for, with one sync for all that has
 //! gathered.
 //!
-//! It never waits for the sequencer: what it has done it leaves in [`Done`] and rings. So the sequencer may wait for
-//! room in the queue of jobs, and neither can wait for the other in a circle.
+//! Neither waits for the other: jobs are queued, and what is done is left in [`Done`], with a ring. What may wait in the
+//! queue is bounded by the core, in bytes: a primary counts what its own disk lacks against the budget of the delta, a
+//! backup gets no more than the replication window.
 //!
 //! What somebody waits for is synced at once, and whatever gathers meanwhile with the next sync. Where nobody waits, as
 //! on a primary whose backup is the stability target, appends gather for up to [`PATIENCE`]: a sync costs as much
@@ -24,8 +25,6 @@ use crate::store::{LogStore, Marks};
 #[cfg(test)]
 mod tests;
 
-/// Jobs that wait; the sequencer waits for room beyond that.
-const JOBS_MAX: usize = 4096;
 /// Jobs, and bytes of records, taken before a sync at the latest: what waits for a sync should not wait for a whole
 /// backlog.
 const GROUP_MAX: usize = 1024;
@@ -71,15 +70,11 @@ enum Wakes {
 struct Jobs {
     queue: Mutex<Queue>,
     work: Condvar,
-    room: Condvar,
 }
 
 impl Jobs {
     fn push(&self, job: Job) {
         let mut queue = self.queue.lock();
-        while queue.jobs.len() >= JOBS_MAX && !queue.ended {
-            self.room.wait(&mut queue);
-        }
         if queue.ended {
             // A thread that is gone has said why.
             return;
@@ -129,9 +124,6 @@ impl Jobs {
         let mut queue = self.queue.lock();
         let job = queue.jobs.pop_front()?;
         queue.urgent -= usize::from(!matches!(job, Job::AppendLater(_)));
-        if queue.jobs.len() == JOBS_MAX - 1 {
-            self.room.notify_one();
-        }
         Some(job)
     }
 }
@@ -177,7 +169,6 @@ impl Storage {
                 queue.ended = true;
                 queue.jobs.clear();
             }
-            queue.room.notify_all();
             if let Err(error) = ran.and_then(|ran| ran) {
                 // A full disk and a torn one look alike to whoever was promised durability: nothing more is.
                 theirs.done.lock().failed = Some(error);
@@ -187,7 +178,7 @@ impl Storage {
         Ok(Self { jobs, shared, thread: Some(thread) })
     }
 
-    /// Queues a job; waits while the queue is full.
+    /// Queues a job.
     pub(super) fn ask(&self, job: Job) {
         self.jobs.push(job);
     }

@@ -288,7 +288,7 @@ async fn what_nobody_waits_for_is_synced_in_the_end() {
     assert_eq!((desk.disk.bounds().end, desk.disk.unsynced()), (Lsn(3), 0));
 }
 
-/// The queue would fill up, and the sequencer wait for room.
+/// Or the queue would keep what the disk could have by now.
 #[tokio::test]
 async fn many_are_not_left_in_the_queue() {
     let desk = Desk::with_patience(NEVER);
