@@ -153,6 +153,9 @@ fn is_command(record: &Record) -> bool {
     record.entry.header.body == Body::Command
 }
 
+/// A run that has fewer records is joined with those after it when it is read.
+const SMALL: usize = 64;
+
 /// The last part of a log, in memory: dense, in the runs it came in.
 #[derive(Clone, Debug)]
 pub struct Tail {
@@ -231,7 +234,7 @@ impl Tail {
     }
 
     /// Kept records that follow each other, from `from` on, up to about `bytes_max` and so many (at least one if it is
-    /// kept); those after them may be in another run.
+    /// kept). There may be more behind them: a run of some size is shared, and not joined with others.
     pub fn read(&self, from: Lsn, bytes_max: u64, count: usize) -> Records {
         let Some((first, records)) = self.run(from) else {
             return Records::default();
@@ -246,7 +249,23 @@ impl Tail {
             left = left.saturating_sub(record.cost());
             end += 1;
         }
-        records.slice(start..end)
+        let slice = records.slice(start..end);
+        let more = end == records.len() && left > 0 && slice.len() < count.min(SMALL);
+        let next = Lsn(from.0 + slice.len() as u64);
+        if !more || slice.is_empty() || next >= self.next {
+            return slice;
+        }
+        // What came one by one should not be sent on one by one.
+        let after = self.runs.partition_point(|(first, _)| *first < next);
+        let mut joined = slice.to_vec();
+        for record in self.runs.range(after..).flat_map(|(_, records)| records.iter()).take(count - slice.len()) {
+            if record.cost() > left {
+                break;
+            }
+            left -= record.cost();
+            joined.push(record.clone());
+        }
+        joined.into()
     }
 
     /// Forgets every record up to and including `upto`.
@@ -416,6 +435,8 @@ mod tests {
                     prop_assert_eq!(!read.is_empty(), known.is_some());
                     prop_assert!(read.iter().eq(model.iter().skip(known.unwrap_or(0)).take(read.len())));
                     prop_assert!(read.len() <= 2, "no more than there is room for");
+                    let all = model.len() - known.unwrap_or(model.len());
+                    prop_assert_eq!(tail.read(Lsn(lsn), u64::MAX, 4).len(), all.min(4), "small runs are joined");
                 }
             }
         }

@@ -191,10 +191,11 @@ impl Lanes {
         }
         // A node that has ended needs no word of it.
         let _ = mailbox.send(Mail::Gone(conn)).await;
-        drop(self);
-        // As in `read_stream`: what was sent last is still to arrive.
+        // As in `read_stream`: what was sent last is still to arrive. A lane that is let go of before would end the link at the
+        // primary, and with it the reason why: they are connections of their own, and the quicker one wins.
         let rest = async { while let Ok(Some(_)) = follow.message().await {} };
         let _ = tokio::time::timeout(LINGER, rest).await;
+        drop(self);
     }
 
     /// The next message in order; none at the end.

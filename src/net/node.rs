@@ -371,6 +371,8 @@ impl Sequencer {
         let mut batch = Vec::with_capacity(BATCH_MAX);
         loop {
             let timeout = match &self.core {
+                // The core is told nothing any more, and would ask for the same time for ever.
+                _ if self.failure.is_some() => None,
                 Core::Primary(core) => core.next_timeout(),
                 Core::Backup(core) => core.next_timeout(),
                 Core::Turning => None,
@@ -396,10 +398,10 @@ impl Sequencer {
             for mail in batch.drain(..) {
                 self.deliver(mail);
             }
-            self.flush();
             if self.gathered.due.is_some_and(|due| Instant::now() >= due) {
                 self.send_gathered();
             }
+            self.flush();
             if self.stopped {
                 return;
             }

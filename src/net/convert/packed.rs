@@ -103,7 +103,8 @@ fn read<'a, T>(
         let count = take.number()?;
         let count = usize::try_from(count).ok().filter(|count| count.saturating_mul(ITEM_BYTES) <= bytes.len());
         let count = count.ok_or_else(|| Error::new(Code::Protocol, "it has more items than bytes"))?;
-        let mut items = Vec::with_capacity(count);
+        // What is only claimed is not paid for.
+        let mut items = Vec::with_capacity(count.min(4096));
         for _ in 0..count {
             items.push(item(take)?);
         }
