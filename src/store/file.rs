@@ -79,8 +79,22 @@ pub fn read_cut(path: impl AsRef<Path>) -> Result<Vec<Record>> {
     Ok(records)
 }
 
-/// Makes the directory if it is missing, and locks it for as long as the returned file is open.
-fn lock(dir: &Path) -> Result<File> {
+/// A directory's lock.
+///
+/// It is given up expressly: a process that this one is just starting has the file open, too, until it becomes another
+/// program, and closing ours alone would leave the lock to that.
+#[derive(Debug)]
+struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closing the file comes next, and does as well where nobody else has it.
+        let _ = self.0.unlock();
+    }
+}
+
+/// Makes the directory if it is missing, and locks it for as long as the lock is there.
+fn lock(dir: &Path) -> Result<Lock> {
     if !dir.is_dir() {
         fs::create_dir_all(dir).map_err(|error| disk::about(dir, "create", &error))?;
         let parent = dir.parent().filter(|parent| *parent != Path::new(""));
@@ -90,7 +104,7 @@ fn lock(dir: &Path) -> Result<File> {
     let opened = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
     let file = opened.map_err(|error| disk::about(&path, "open", &error))?;
     match file.try_lock() {
-        Ok(()) => Ok(file),
+        Ok(()) => Ok(Lock(file)),
         Err(TryLockError::WouldBlock) => {
             let dir = dir.display();
             let why = format!("{dir} is in use already: stop the process that has it open, or use another directory");

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::frame::{Head, Kind};
 use super::tape::Tape;
-use super::{Opened, Poison, disk, identity, lock, names, remove_unfinished};
+use super::{Lock, Opened, Poison, disk, identity, lock, names, remove_unfinished};
 use crate::client::{CacheImage, CacheOp};
 use crate::codec;
 use crate::error::Result;
@@ -40,7 +40,7 @@ pub struct FileCache {
     sync: bool,
     opened: Opened,
     poison: Poison,
-    _lock: File,
+    _lock: Lock,
 }
 
 impl FileCache {

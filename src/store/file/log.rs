@@ -15,7 +15,7 @@ use super::cut::{PENDING, finish_cut, segment, segments};
 use super::disk::{self, DiskFile};
 use super::frame::{FRAME, Found, HEAD, Head, Kind, Window, damage};
 use super::tape::Tape;
-use super::{Opened, Poison, identity, lock, names, remove_unfinished};
+use super::{Lock, Opened, Poison, identity, lock, names, remove_unfinished};
 use crate::codec;
 use crate::error::{Code, Error, Result};
 use crate::log::{Lsn, Record};
@@ -68,7 +68,7 @@ pub struct FileLog {
     viewing: u64,
     opened: Opened,
     poison: Poison,
-    _lock: File,
+    _lock: Lock,
 }
 
 impl FileLog {

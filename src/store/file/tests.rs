@@ -560,3 +560,15 @@ fn a_cache_on_a_full_disk_goes_on_when_there_is_space() {
     cache.write(&[CacheOp::Welcomed]).expect_err("a failed sync is final");
     cache.load().expect_err("a failed sync is final");
 }
+
+/// A process that is being started has all our files open, until it becomes another program.
+#[test]
+fn a_lock_is_given_up_whoever_else_has_the_file() {
+    let dir = TempDir::new().unwrap();
+    let lock = super::lock(dir.path()).unwrap();
+    let child = lock.0.try_clone().unwrap();
+    assert_eq!(super::lock(dir.path()).unwrap_err().code(), Code::Locked);
+    drop(lock);
+    super::lock(dir.path()).unwrap();
+    drop(child);
+}
