@@ -1,6 +1,5 @@
 //! The client's cache in a directory: a tape of operations, and the image they make.
 
-use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 

@@ -6,7 +6,6 @@
 //! prepared under a `new-` name, and named when its turn comes.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};

@@ -564,11 +564,11 @@ fn a_cache_on_a_full_disk_goes_on_when_there_is_space() {
 /// A process that is being started has all our files open, until it becomes another program.
 #[test]
 fn a_lock_is_given_up_whoever_else_has_the_file() {
-    let dir = TempDir::new().unwrap();
-    let lock = super::lock(dir.path()).unwrap();
-    let child = lock.0.try_clone().unwrap();
-    assert_eq!(super::lock(dir.path()).unwrap_err().code(), Code::Locked);
+    let dir = TempDir::new().expect("a folder");
+    let lock = super::lock(dir.path()).expect("nobody has it");
+    let child = lock.0.try_clone().expect("a file");
+    assert_eq!(super::lock(dir.path()).expect_err("it is taken").code(), Code::Locked);
     drop(lock);
-    super::lock(dir.path()).unwrap();
+    super::lock(dir.path()).expect("it was given up");
     drop(child);
 }
