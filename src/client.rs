@@ -35,6 +35,8 @@ const COMMAND_BYTES_FIRST: u64 = 1 << 20;
 /// Items in one part of a report, unless that were more parts than so many: all of them are queued at once.
 pub(crate) const REPORT_ITEMS: usize = 1024;
 const REPORT_PARTS: usize = 32;
+/// And so many at most, about a megabyte and a half: a part is a message.
+const REPORT_ITEMS_MAX: usize = 16 << 10;
 
 /// How a client behaves. Plain data; every bound is in the unit its name ends in.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

@@ -313,10 +313,12 @@ pub struct Header {
 impl Header {
     /// Whether any payload could go with it: only a command has one, and an empty one has the digest of nothing.
     pub fn is_possible(&self) -> bool {
-        match self.body {
+        let fits = match self.body {
             Body::Command => self.length > 0 || self.digest.verifies(&[]),
             _ => self.length == 0,
-        }
+        };
+        // Nothing could follow the last number there is.
+        fits && self.lsn.next() > self.lsn
     }
 }
 
@@ -339,6 +341,22 @@ pub struct Record {
 }
 
 impl Record {
+    /// For tests that need one at some place.
+    #[cfg(test)]
+    pub(crate) fn noop(lsn: Lsn) -> Self {
+        let header = Header {
+            epoch: Epoch::ZERO,
+            lsn,
+            body: Body::Noop,
+            origin: None,
+            time: Time(0),
+            answered: Request(0),
+            length: 0,
+            digest: Digest::default(),
+        };
+        Self { entry: Entry { header, payload: Bytes::new() }, reply: Digest::default() }
+    }
+
     /// Its place in the log.
     pub fn lsn(&self) -> Lsn {
         self.entry.header.lsn

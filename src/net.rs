@@ -83,8 +83,8 @@ pub struct NetSettings {
     /// and as much may wait at the backup for a piece that is late on one of them. The default fills 10 Gbit/s at 50 ms.
     pub replication_window_bytes: u32,
     /// Connections of a backup's link to its primary, from 1 to 64; the backup's setting counts. A TCP stream halves its rate
-    /// at a loss and takes long to come back where the round trip is long: at 50 ms and 0.1 % of loss one carries some
-    /// 10 Mbit/s, several as many times that. They also take as many shares of a path that others use. Where not all can be
+    /// at a loss and takes long to come back where the round trip is long; what that costs at 50 ms and 0.1 % of loss, and what
+    /// several carry, is in docs/benchmarks. They also take as many shares of a path that others use. Where not all can be
     /// established within `connect_timeout`, the link makes do with those that can.
     pub replication_connections: u32,
     /// The congestion control of a link's connections, by the system's name, such as `bbr`, which does not take every loss

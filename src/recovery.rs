@@ -352,9 +352,9 @@ impl Recovery {
                 return Err(Error::new(Code::Protocol, format!("no entry has the header reported of {}", header.lsn)));
             }
             if takes_part(header.epoch) && header.lsn > self.base {
-                reporter.vouched.push(header.lsn);
                 // Its own are wanted when its report is complete.
-                let others = self.vouch(header, client).filter(|origin| origin.client != client);
+                let others = self.vouch(header, client, &mut reporter.vouched);
+                let others = others.filter(|origin| origin.client != client);
                 placed.extend(others);
             }
         }
@@ -362,15 +362,17 @@ impl Recovery {
         Ok(placed)
     }
 
-    /// Somebody vouches for a header. Returns the command that is placed by it, if it was not before.
-    fn vouch(&mut self, header: Header, client: ClientId) -> Option<Origin> {
+    /// Somebody vouches for a header, which is noted among what it `vouched` for. Returns the command that is placed by it,
+    /// if it was not before.
+    fn vouch(&mut self, header: Header, client: ClientId, vouched: &mut Vec<Lsn>) -> Option<Origin> {
         let lsn = header.lsn;
         let origin = header.origin.filter(|_| header.body == Body::Command);
         let variants = self.known.entry(lsn).or_default();
         if let Some(variant) = variants.iter_mut().find(|variant| variant.header == header) {
-            variant.vouch(client);
+            vouched.extend(variant.vouch(client).then_some(lsn));
             return None;
         }
+        vouched.push(lsn);
         let vouchers = vec![client];
         if variants.is_empty() {
             *variants = vec![Variant { header, vouchers }];

@@ -3,15 +3,18 @@
 #![cfg(feature = "grpc")]
 #![allow(clippy::unwrap_used)]
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tagalong::log::Level;
+use tagalong::error::Code;
+use tagalong::log::{Entry, Level};
 use tagalong::node::RecoveryPolicy;
 use tagalong::primary::PrimarySettings;
+use tagalong::store::StateMachine;
 use tagalong::store::kv::{KvCommand, KvQuery, KvReply, KvStore};
 use tagalong::store::memory::MemoryLog;
 use tagalong::{Backup, NetSettings, Primary, TaggedClient};
@@ -20,6 +23,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 
 const SOON: Duration = Duration::from_secs(20);
+/// How much later than the others the slow connection is: less than a node waits for the end of a stream.
+const LATE: Duration = Duration::from_millis(50);
 
 async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
     tokio::time::timeout(SOON, future).await.unwrap_or_else(|_| panic!("{what} took more than {SOON:?}"))
@@ -40,6 +45,11 @@ struct Relay {
 
 impl Relay {
     async fn to(address: SocketAddr) -> Self {
+        Self::with_slow(address, None).await
+    }
+
+    /// On one of its connections everything takes a while on its way to the primary.
+    async fn with_slow(address: SocketAddr, slow: Option<usize>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let own = listener.local_addr().unwrap();
         let taken: Arc<AtomicUsize> = Arc::default();
@@ -65,7 +75,7 @@ impl Relay {
                 let far = TcpStream::connect(address).await.unwrap();
                 let (limit, done) = (limit.clone(), Arc::clone(&done));
                 tokio::spawn(async move {
-                    if carry(near, far, number, limit).await {
+                    if carry(near, far, number, limit, slow == Some(number)).await {
                         done.send_modify(|cut| cut.push(number));
                     }
                 });
@@ -92,10 +102,21 @@ async fn carry(
     far: TcpStream,
     number: usize,
     mut limit: watch::Receiver<Vec<(usize, usize)>>,
+    slow: bool,
 ) -> bool {
     let (mut from_backup, mut to_backup) = near.into_split();
     let (mut from_primary, mut to_primary) = far.into_split();
-    let up = tokio::spawn(async move { tokio::io::copy(&mut from_backup, &mut to_primary).await });
+    let up = tokio::spawn(async move {
+        let mut buffer = vec![0; 16 << 10];
+        while let Ok(got @ 1..) = from_backup.read(&mut buffer).await {
+            if slow {
+                tokio::time::sleep(LATE).await;
+            }
+            if to_primary.write_all(&buffer[..got]).await.is_err() {
+                break;
+            }
+        }
+    });
     let mut buffer = vec![0; 16 << 10];
     let mut left = None;
     let cut = loop {
@@ -248,6 +269,53 @@ async fn an_unknown_congestion_control_is_done_without() {
     let client = service.client().await;
     write(&client, 0..10, 100).await;
     within("a flush", client.flush()).await.unwrap();
+}
+
+/// Answers otherwise than it does elsewhere.
+struct Other(KvStore);
+
+impl StateMachine for Other {
+    fn apply(&mut self, commands: &[&Entry], replies: &mut Vec<Bytes>) -> io::Result<()> {
+        self.0.apply(commands, replies)?;
+        replies.iter_mut().for_each(|reply| *reply = Bytes::from_static(b"otherwise"));
+        Ok(())
+    }
+    fn query(&mut self, query: &Bytes) -> io::Result<Bytes> {
+        self.0.query(query)
+    }
+    fn snapshot(&self, out: &mut dyn io::Write) -> io::Result<()> {
+        self.0.snapshot(out)
+    }
+    fn restore(&mut self, from: &mut dyn io::Read) -> io::Result<()> {
+        self.0.restore(from)
+    }
+}
+
+/// A backup that fails says why, on the connection of its stream; the others are quicker. It let go of them first once, and
+/// the primary took the link for lost before it could read the reason.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_last_word_of_a_backup_arrives() {
+    let primary = Primary::builder("east", MemoryLog::new(), KvStore::new()).start().await.unwrap();
+    within("opening", primary.opened()).await.unwrap();
+    let relay = Relay::with_slow(primary.local_addr(), Some(0)).await;
+    let endpoint = format!("http://{}", relay.address);
+    let backup = Backup::builder("west", MemoryLog::new(), Other(KvStore::new()), endpoint);
+    let backup = backup.net(net(4)).start().await.unwrap();
+    within("attaching", backup.in_sync()).await.unwrap();
+    assert_eq!(relay.taken(), 4);
+    let client = TaggedClient::builder("rack-1").endpoints([primary.endpoint()]).connect_within(SOON);
+    let client = client.connect().await.unwrap();
+    write(&client, 0..1, 100).await;
+    let gone = async {
+        loop {
+            let status = primary.status().await.unwrap();
+            if !status.connected {
+                return status.failure.map(|error| error.code());
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    assert_eq!(within("the end of the link", gone).await, Some(Code::Diverged));
 }
 
 #[test]

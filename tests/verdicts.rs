@@ -177,3 +177,10 @@ fn a_forced_reign_outranks_all_that_the_lost_side_mints() {
     assert!(forced > lost && epoch(1).successor(NodeId(2), false) < lost);
     assert!(forced.successor(NodeId(3), true) > (0..9).fold(forced, |epoch, _| epoch.successor(NodeId(2), false)));
 }
+
+/// A report of the last number there is would end every walk over what was reported, and no log can go on behind it.
+#[test]
+fn nothing_can_stand_at_the_last_number() {
+    assert!(header(1, u64::MAX - 1, Body::Noop, None).is_possible());
+    assert!(!header(1, u64::MAX, Body::Noop, None).is_possible());
+}

@@ -26,7 +26,7 @@ const STORES: &[&str] = &[
 ];
 
 /// Nodes and clients over real sockets.
-const RING: &[&str] = &["test --features seeded-bugs --lib --test grpc --test covered --test grpc_faults"];
+const RING: &[&str] = &["test --features seeded-bugs --lib --test grpc --test covered --test grpc_faults --test lanes"];
 
 /// Real processes, whose clients are killed with the primary and come back on their caches.
 const DRILL: &[&str] = &[

@@ -1,6 +1,6 @@
 //! Which node the client talks to, and how a session is established on a stream: hello, attach, report, welcome.
 
-use super::{Client, ClientEvent, ClientOutput, Live, REPORT_ITEMS, REPORT_PARTS, Session};
+use super::{Client, ClientEvent, ClientOutput, Live, REPORT_ITEMS, REPORT_ITEMS_MAX, REPORT_PARTS, Session};
 use crate::client::image::{CacheOp, Identity, Verdict, rolled_back, verdict};
 use crate::error::{Code, Error};
 use crate::log::{Epoch, Lsn, Reign, Request, Time};
@@ -178,7 +178,7 @@ impl Client {
             length: u32::try_from(share.body.len()).unwrap_or(u32::MAX),
         }));
         let (observed, stable) = (self.image.observed, self.image.stable);
-        let length = REPORT_ITEMS.max(items.len().div_ceil(REPORT_PARTS));
+        let length = items.len().div_ceil(REPORT_PARTS).clamp(REPORT_ITEMS, REPORT_ITEMS_MAX);
         let mut items = items.into_iter().peekable();
         loop {
             let part: Vec<ReportItem> = items.by_ref().take(length).collect();

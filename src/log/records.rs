@@ -379,24 +379,12 @@ mod tests {
     use bytes::Bytes;
     use proptest::prelude::*;
 
-    use super::super::{Digest, Epoch, Header, Request, Time};
     use super::*;
 
     fn record(lsn: u64) -> Record {
-        let header = Header {
-            epoch: Epoch::ZERO,
-            lsn: Lsn(lsn),
-            body: Body::Noop,
-            origin: None,
-            time: Time(0),
-            answered: Request(0),
-            length: 0,
-            digest: Digest::default(),
-        };
-        Record {
-            entry: Entry { header, payload: Bytes::from(vec![0; usize::try_from(lsn % 7).expect("small")]) },
-            reply: Digest::default(),
-        }
+        let mut record = Record::noop(Lsn(lsn));
+        record.entry.payload = Bytes::from(vec![0; usize::try_from(lsn % 7).expect("small")]);
+        record
     }
 
     proptest! {

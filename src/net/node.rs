@@ -365,19 +365,26 @@ impl Sequencer {
         if let Err(error) = ran {
             self.halt(error);
         }
+        // It ends when the disk has what is queued, which may take a while. A runtime that ends meanwhile does it here.
+        let _ = tokio::task::spawn_blocking(move || drop(self)).await;
+    }
+
+    /// When something is to be done though nothing comes.
+    fn timer(&self) -> Option<Instant> {
+        let timeout = match &self.core {
+            // It is told nothing any more, and would ask for the same time for ever.
+            _ if self.failure.is_some() => None,
+            Core::Primary(core) => core.next_timeout(),
+            Core::Backup(core) => core.next_timeout(),
+            Core::Turning => None,
+        };
+        timeout.map(|at| self.clock.instant(at)).into_iter().chain(self.gathered.due).min()
     }
 
     async fn run(&mut self, mut inbox: mpsc::Receiver<Mail>, mut closing: watch::Receiver<bool>) {
         let mut batch = Vec::with_capacity(BATCH_MAX);
         loop {
-            let timeout = match &self.core {
-                // The core is told nothing any more, and would ask for the same time for ever.
-                _ if self.failure.is_some() => None,
-                Core::Primary(core) => core.next_timeout(),
-                Core::Backup(core) => core.next_timeout(),
-                Core::Turning => None,
-            };
-            let timer = timeout.map(|at| self.clock.instant(at)).into_iter().chain(self.gathered.due).min();
+            let timer = self.timer();
             let sleep = async {
                 match timer {
                     Some(at) => tokio::time::sleep_until(at.into()).await,

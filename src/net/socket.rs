@@ -100,9 +100,9 @@ impl Gauge {
     /// The socket took so many, of whatever the connection carries.
     pub(super) fn took(&self, bytes: usize) {
         let less = |waiting: usize| (waiting > 0).then(|| waiting.saturating_sub(bytes));
-        if self.waiting.fetch_update(Ordering::AcqRel, Ordering::Acquire, less).is_ok()
-            && let Some(room) = &*self.room.lock()
-        {
+        let _ = self.waiting.fetch_update(Ordering::AcqRel, Ordering::Acquire, less);
+        // Even if nothing waited by this count, which leaves out the heads of frames: a lane's queue may have room again.
+        if let Some(room) = &*self.room.lock() {
             room.notify_one();
         }
     }

@@ -61,10 +61,13 @@ pub(super) struct Variant {
 }
 
 impl Variant {
-    pub(super) fn vouch(&mut self, client: ClientId) {
-        if let Err(at) = self.vouchers.binary_search(&client) {
+    /// Whether that is news.
+    pub(super) fn vouch(&mut self, client: ClientId) -> bool {
+        let at = self.vouchers.binary_search(&client);
+        if let Err(at) = at {
             self.vouchers.insert(at, client);
         }
+        at.is_err()
     }
 
     pub(super) fn disavow(&mut self, client: ClientId) {

@@ -82,10 +82,12 @@ impl Recovery {
                     self.want(origin.client, origin.request);
                 }
                 if header.lsn > self.base {
+                    let mut vouched = Vec::new();
+                    let placed = self.vouch(header, client, &mut vouched);
                     if let Some(reporter) = self.reporters.get_mut(&client) {
-                        reporter.vouched.push(header.lsn);
+                        reporter.vouched.extend(vouched);
                     }
-                    if let Some(origin) = self.vouch(header, client) {
+                    if let Some(origin) = placed {
                         self.want(origin.client, origin.request);
                     }
                 }

@@ -397,3 +397,12 @@ fn a_message_is_cut_where_it_has_to_be() {
     };
     assert_eq!([lengths(0), lengths(10), lengths(11), lengths(30)], [vec![0], vec![10], vec![10, 1], vec![10, 10, 10]]);
 }
+
+/// The count leaves out the heads of frames, so it may say that nothing waits while a lane's queue is full.
+#[tokio::test]
+async fn a_write_makes_room_whatever_was_counted() {
+    let (gauge, room) = (Gauge::default(), Arc::new(tokio::sync::Notify::new()));
+    gauge.watch(Arc::clone(&room));
+    gauge.took(9);
+    tokio::time::timeout(SOON, room.notified()).await.unwrap();
+}

@@ -11,7 +11,8 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::backup::BackupSettings;
-use crate::log::{Body, ClientId, Digest, Header, Origin, Record, Request, SessionInfo, Target, Time};
+use crate::log::{Body, ClientId, Digest, GapPolicy, Header, Origin, Record, Request, SessionInfo, Target, Time};
+use crate::node::RecoveryPolicy;
 use crate::primary::PrimarySettings;
 use crate::session::LogState;
 use crate::store::file::{FileLog, FileLogOptions, read_cut};
@@ -162,7 +163,7 @@ async fn what_a_reign_that_opened_rebuilt_is_kept() {
             let dir = directory(whose, true, size);
             assert_eq!(start(dir.path(), whose.start()).await, (vec![3, 4, 5, 6], Lsn(7)), "{whose:?}, {size} bytes");
             assert_eq!(open(dir.path()).bounds(), Lsn(1)..Lsn(8), "{whose:?}, {size} bytes");
-            assert_eq!(cut(dir.path()), [], "{whose:?}, {size} bytes");
+            assert_eq!(cut(dir.path()), [0; 0], "{whose:?}, {size} bytes");
         }
     }
 }
@@ -242,4 +243,35 @@ fn a_replay_that_fails_says_why() {
             assert!(broken || error.message().contains(&lsn.to_string()), "{error}");
         }
     }
+}
+
+/// It asked for the time of its next checkpoint for ever once, and turned round and round with it.
+#[tokio::test]
+async fn a_node_that_failed_waits_for_nothing() {
+    let policy = RecoveryPolicy::Conclude { gaps: GapPolicy::Stop, soft_us: 60_000_000, hard_us: 60_000_000 };
+    let settings = PrimarySettings { domain: "east".to_owned(), policy, ..PrimarySettings::default() };
+    let mut log = crate::store::memory::MemoryLog::default();
+    log.append(&long_history()[..2]).unwrap();
+    let marks =
+        Marks { node: EAST, reign: FIRST, promised: FIRST, base: Lsn(0), in_sync: false, ..Whose::Restart.marks() };
+    log.save_marks(&marks).unwrap();
+    let (view, _watching) = watch::channel(View {
+        role: Role::Recovering,
+        opened: None,
+        in_sync: false,
+        stopped: None,
+        failure: None,
+        ended: false,
+    });
+    let (events, _) = broadcast::channel(1);
+    let state = Box::new(Given(Arc::default()));
+    let mut node = Sequencer::begin(Start::Primary(settings), Box::new(log), state, events, view, 1 << 20).unwrap();
+    // The marks of the new reign are saved by then, and its roll call has begun.
+    while node.timer().is_none() {
+        tokio::time::timeout(Duration::from_secs(20), node.storage.rings()).await.unwrap();
+        node.take_done();
+        node.flush();
+    }
+    node.halt(Error::new(Code::Storage, "the disk is gone"));
+    assert_eq!(node.timer(), None);
 }

@@ -8,10 +8,7 @@ use std::ops::Range;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
-use bytes::Bytes;
-
 use super::*;
-use crate::log::{Body, Digest, Entry, Epoch, Header, Request, Time};
 use crate::store::memory::MemoryLog;
 
 /// A test that waits longer than this fails.
@@ -99,18 +96,7 @@ impl Desk {
     }
 
     fn records(lsn: u64) -> Records {
-        let header = Header {
-            epoch: Epoch::ZERO,
-            lsn: Lsn(lsn),
-            body: Body::Noop,
-            origin: None,
-            time: Time(0),
-            answered: Request(0),
-            length: 0,
-            digest: Digest::default(),
-        };
-        let entry = Entry { header, payload: Bytes::new() };
-        vec![Record { entry, reply: Digest::default() }].into()
+        vec![Record::noop(Lsn(lsn))].into()
     }
 
     fn save_marks(&self, stable: u64) {
