@@ -19,7 +19,7 @@ use crate::client::{CacheOp, Command, Identity};
 use crate::error::{Code, Error, Result};
 use crate::log::{
     Body, ClientId, ClusterId, Digest, Entry, Epoch, EpochStart, GapPolicy, GroupId, Header, Level, Lsn, NodeId,
-    Origin, Record, Reign, Request, SessionInfo, SessionRole, Tag, Target, Time,
+    Origin, PLACES_MAX, Places, Record, Reign, Request, SessionInfo, SessionRole, Tag, Target, Time,
 };
 use crate::share::{Mode, Share};
 use crate::store::Marks;
@@ -32,6 +32,7 @@ const CLIENT_BYTES: usize = 16;
 const RANGE_BYTES: usize = 2;
 const HEADER_BYTES: usize = 18;
 const REIGN_BYTES: usize = 13;
+const PLACES_BYTES: usize = 14;
 
 /// Appends the form of a header to `out`.
 pub fn encode_header(header: &Header, out: &mut Vec<u8>) {
@@ -170,6 +171,10 @@ pub fn encode_op(op: &CacheOp, out: &mut Vec<u8>) {
             put.epoch(*epoch);
             put.number(lsn.0);
         }
+        CacheOp::Places(places) => {
+            put.byte(15);
+            put.list(places, Put::places);
+        }
     }
 }
 
@@ -200,6 +205,7 @@ pub fn decode_op(bytes: &[u8]) -> Result<CacheOp> {
             12 => CacheOp::Verdict(take.epoch()?, take.list(REIGN_BYTES, Take::reign)?),
             13 => CacheOp::Share(take.share()?),
             14 => CacheOp::Settled(take.epoch()?, take.lsn()?),
+            15 => CacheOp::Places(take.list(PLACES_BYTES, Take::places)?),
             other => return Err(unknown("cache operation", other)),
         })
     })
@@ -390,6 +396,14 @@ impl Put<'_> {
         self.u128(share.holder.0);
         self.number(share.hold_until.0);
         self.blob(&share.body);
+    }
+
+    pub(crate) fn places(&mut self, places: &Places) {
+        self.epoch(places.epoch);
+        self.number(places.first.0);
+        self.number(u64::from(places.count));
+        self.number(places.time.0);
+        self.blob(&places.who);
     }
 
     fn reign(&mut self, reign: &Reign) {
@@ -665,6 +679,14 @@ impl<'a> Take<'a> {
             hold_until: self.lsn()?,
             body: Bytes::copy_from_slice(self.blob()?),
         })
+    }
+
+    pub(crate) fn places(&mut self) -> Result<Places> {
+        let (epoch, first, count) = (self.epoch()?, self.lsn()?, self.u32()?);
+        if !(1..=PLACES_MAX).contains(&count) {
+            return Err(corrupt("an absurd number of places"));
+        }
+        Ok(Places { epoch, first, count, time: Time(self.number()?), who: Bytes::copy_from_slice(self.blob()?) })
     }
 
     fn reign(&mut self) -> Result<Reign> {

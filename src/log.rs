@@ -18,8 +18,10 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
+mod places;
 mod records;
 
+pub use places::{PLACES_MAX, Places, Placing, Run};
 pub use records::{Commands, Records, Tail, Unstable};
 
 /// Defines an identity newtype over an integer that prints in hex.

@@ -17,7 +17,7 @@ use bytes::Bytes;
 
 use crate::error::Error;
 use crate::log::{
-    ClientId, ClusterId, Digest, Epoch, GroupId, Header, Level, Lsn, NodeId, Record, Records, Reign, Request,
+    ClientId, ClusterId, Digest, Epoch, GroupId, Header, Level, Lsn, NodeId, Places, Record, Records, Reign, Request,
     SessionRole, Tag,
 };
 use crate::share::Share;
@@ -180,9 +180,13 @@ pub enum ReportItem {
         length: u32,
         /// Of the payload.
         digest: Digest,
+        /// Up to where the client had all its replies when it first sent it.
+        answered: Request,
     },
     /// A header that came in a manifest.
     Header(Header),
+    /// Places that came in a manifest.
+    Places(Places),
     /// A share; its body is pulled where it is needed.
     Share {
         /// The reign whose entries it combines.
@@ -306,6 +310,8 @@ pub struct NodeFrame {
     pub settled: Lsn,
     /// Headers the client may have to vouch for. To be held before anything else in this frame is used.
     pub manifest: Vec<Header>,
+    /// The places of commands, for the same: who is in doubt about one has the rest of its header.
+    pub places: Vec<Places>,
     /// Shares to be kept for others.
     pub shares: Vec<Share>,
     /// The node waits for the confirm of this frame: it is to be sent at once.

@@ -32,11 +32,13 @@ use crate::store::{Marks, Missing};
 
 mod evidence;
 mod ledger;
+mod placed;
 mod shares;
 mod skip;
 
 use evidence::Walk;
-use ledger::{Owed, Ranges, Variant};
+use ledger::{Backing, Owed, Ranges};
+use placed::Placed;
 use shares::Shares;
 use skip::Skipping;
 
@@ -117,8 +119,10 @@ struct Reporter {
     asked: Owed<Request>,
     /// The LSNs it vouches for; some may be here twice.
     vouched: Vec<Lsn>,
-    /// Commands it has without a tag.
-    in_doubt: BTreeSet<Request>,
+    /// The places it vouches for, by the first LSN.
+    vouched_places: Vec<Lsn>,
+    /// Commands it has without a tag, and up to where it had all replies when it first sent each.
+    in_doubt: BTreeMap<Request, Request>,
     /// Shares it has, and their lengths; those to be asked for, those asked for, and those that could not be read.
     shares: BTreeMap<u64, u32>,
     shares_wanted: Owed<u64>,
@@ -127,7 +131,7 @@ struct Reporter {
 }
 
 /// The variants of one LSN's header. More than one is a contradiction.
-type Known = Vec<Variant>;
+type Known = Vec<Backing<Header>>;
 
 /// A roll call in progress.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -155,6 +159,7 @@ pub struct Recovery {
     disputed: BTreeSet<Lsn>,
     /// Where commands are placed, by whomever: each at one LSN, unless somebody lies.
     placed: BTreeSet<(ClientId, Request, Lsn)>,
+    placed_at: Placed,
     /// Verified against the digest under which they were reported.
     payloads: BTreeMap<(ClientId, Request), (Digest, Bytes)>,
     payload_bytes: u64,
@@ -195,6 +200,7 @@ impl Recovery {
             known: BTreeMap::new(),
             disputed: BTreeSet::new(),
             placed: BTreeSet::new(),
+            placed_at: Placed::default(),
             payloads: BTreeMap::new(),
             payload_bytes: 0,
             supplied: Ranges::default(),
@@ -235,7 +241,8 @@ impl Recovery {
             wanted: Owed::default(),
             asked: Owed::default(),
             vouched: Vec::new(),
-            in_doubt: BTreeSet::new(),
+            vouched_places: Vec::new(),
+            in_doubt: BTreeMap::new(),
             shares: BTreeMap::new(),
             shares_wanted: Owed::default(),
             shares_asked: Owed::default(),
@@ -261,6 +268,9 @@ impl Recovery {
         self.conflict = None;
         self.drop_shares(client);
         let Some(reporter) = self.reporters.remove(&client) else { return };
+        self.forget_placed();
+        self.placed_at.stale = true;
+        reporter.vouched_places.iter().for_each(|first| self.disavow_places(*first, client));
         for lsn in reporter.vouched {
             let Some(variants) = self.known.get_mut(&lsn) else { continue };
             for variant in variants.iter_mut() {
@@ -308,6 +318,7 @@ impl Recovery {
             return Err(Error::new(Code::Protocol, "the report goes on after its end"));
         }
         self.progress = now;
+        self.placed_at.stale = true;
         let of = self.of;
         let takes_part = |epoch: Epoch| epoch == of || !rule::on(Rule::ReportEpoch);
         if takes_part(part.observed.0) {
@@ -319,9 +330,19 @@ impl Recovery {
         let mut placed = Vec::new();
         for item in part.items {
             let header = match item {
-                ReportItem::InDoubt { request, length, digest } => {
+                ReportItem::InDoubt { request, length, digest, answered } => {
                     reporter.offered.insert(request, (length, digest));
-                    reporter.in_doubt.insert(request);
+                    reporter.in_doubt.insert(request, answered);
+                    continue;
+                }
+                ReportItem::Places(places) => {
+                    if !places.is_possible() {
+                        let why = format!("no primary told of the places from {} on", places.first);
+                        return Err(Error::new(Code::Protocol, why));
+                    }
+                    let (first, relevant) = (places.first, takes_part(places.epoch) && places.last() > self.base);
+                    let news = relevant && self.vouch_places(places, client);
+                    reporter.vouched_places.extend(news.then_some(first));
                     continue;
                 }
                 ReportItem::Held { header, reply } => {
@@ -368,16 +389,16 @@ impl Recovery {
         let lsn = header.lsn;
         let origin = header.origin.filter(|_| header.body == Body::Command);
         let variants = self.known.entry(lsn).or_default();
-        if let Some(variant) = variants.iter_mut().find(|variant| variant.header == header) {
+        if let Some(variant) = variants.iter_mut().find(|variant| variant.what == header) {
             vouched.extend(variant.vouch(client).then_some(lsn));
             return None;
         }
         vouched.push(lsn);
         let vouchers = vec![client];
         if variants.is_empty() {
-            *variants = vec![Variant { header, vouchers }];
+            *variants = vec![Backing { what: header, vouchers }];
         } else {
-            variants.push(Variant { header, vouchers });
+            variants.push(Backing { what: header, vouchers });
             self.disputed.insert(lsn);
         }
         if let Some(Origin { client, request }) = origin {
@@ -416,8 +437,11 @@ impl Recovery {
     fn want_as(&mut self, client: ClientId, request: Request, (length, digest): (u32, Digest)) {
         let origin = Some(Origin { client, request });
         let fits = |header: &Header| header.origin == origin && (header.length, header.digest) == (length, digest);
-        let known = |lsn| self.known.get(&lsn).into_iter().flatten();
-        let placed = self.places(client, request).flat_map(known).any(|variant| fits(&variant.header));
+        let known = |lsn| {
+            let direct = self.known.get(&lsn).into_iter().flatten().map(|variant| &variant.what);
+            direct.chain(self.placed_at.headers.get(&lsn))
+        };
+        let placed = self.places(client, request).flat_map(known).any(fits);
         let member = self.shares.members.get(&(client, request)) == Some(&(length, digest));
         let here = self.payloads.get(&(client, request)).is_some_and(|(have, _)| *have == digest);
         if (placed || member)
@@ -588,6 +612,10 @@ impl Recovery {
         if !everyone && decided.is_none() && !self.may_lack(now, &missing) {
             return Next::Wait;
         }
+        self.join_places(state);
+        if self.is_pulling() && hard.is_none_or(|at| now < at) {
+            return Next::Wait;
+        }
         // What nobody has a header of may still be known from shares.
         self.conflict = self.contradiction(false);
         if self.conflict.is_some() {
@@ -604,6 +632,11 @@ impl Recovery {
             }
             if self.shares.stale {
                 self.decode();
+                self.placed_at.stale = true;
+                self.join_places(state);
+                if self.is_pulling() && !late {
+                    return Next::Wait;
+                }
             }
             self.conflict = self.contradiction(everyone && decided.is_none());
             if self.conflict.is_some() {
@@ -636,8 +669,7 @@ impl Recovery {
         let mut trial = state.outline();
         for entry in &plan.entries {
             if let Err(error) = trial.apply_header(&entry.header, None) {
-                let vouchers = self.known.get(&entry.header.lsn).into_iter().flatten();
-                let who = vouchers.flat_map(|variant| variant.vouchers.iter().copied()).collect();
+                let who = self.vouchers(entry.header.lsn);
                 self.conflict = Some((Error::new(Code::Conflict, error.message()), who));
                 return Next::Wait;
             }
@@ -672,7 +704,7 @@ impl Recovery {
         let pulling = self.is_pulling();
         let observed = self.observed();
         let missing = self.supplied.gaps(self.base, observed);
-        let known = self.known.last_key_value().map_or(self.base, |(lsn, _)| *lsn);
+        let known = self.last_known();
         let conflict = self.conflict.clone().or_else(|| self.contradiction(false));
         let (pulled_shares, shares) = self.share_counts();
         let phase = match () {

@@ -12,7 +12,7 @@
 //! Invariants: I6 (exactly once) is decided here; I1 (dense, ordered epochs) is checked for every record, whether it
 //! comes from a disk, a peer or a rebuild, and a violation is an error, since none of those is us.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 
@@ -58,6 +58,8 @@ pub struct Reply {
 pub struct Session {
     /// As opened; the incarnation is the newest one logged.
     pub info: SessionInfo,
+    /// The lowest number that no other session had when it was opened; its own until it ends.
+    pub handle: u32,
     /// Whether it is on the roster.
     pub standing: Standing,
     /// The entry that gave it its standing.
@@ -78,6 +80,9 @@ pub struct LogState {
     end: Lsn,
     time: Time,
     sessions: BTreeMap<ClientId, Session>,
+    /// Sessions by their handles, and the handles that are free among them.
+    handles: Vec<ClientId>,
+    free: BTreeSet<u32>,
     reigns: Vec<Reign>,
     start: EpochStart,
     target: Target,
@@ -134,6 +139,12 @@ impl LogState {
     /// A session.
     pub fn session(&self, client: ClientId) -> Option<&Session> {
         self.sessions.get(&client)
+    }
+
+    /// The session with this handle.
+    pub fn holder(&self, handle: u32) -> Option<ClientId> {
+        let client = self.handles.get(usize::try_from(handle).ok()?)?;
+        (!self.free.contains(&handle)).then_some(*client)
     }
 
     /// All sessions.
@@ -198,8 +209,10 @@ impl LogState {
                 if self.sessions.contains_key(&origin.client) {
                     return Err(corrupt(header, "the session is open already"));
                 }
+                let handle = self.seat(origin.client);
                 let session = Session {
                     info: info.clone(),
+                    handle,
                     standing: Standing::On,
                     since: lsn,
                     since_time: header.time,
@@ -219,8 +232,9 @@ impl LogState {
                 session.stand(Standing::On, header);
             }
             (Body::Close | Body::Expire, Some(origin)) => {
-                self.known(origin.client, header)?;
+                let handle = self.known(origin.client, header)?.handle;
                 self.sessions.remove(&origin.client);
+                self.free.insert(handle);
             }
             (Body::Config(target), None) => self.target = *target,
             (Body::EpochStart(start), None) => self.begin(header, start),
@@ -240,6 +254,17 @@ impl LogState {
             _ => header.epoch == self.epoch() && self.epoch() != Epoch::ZERO,
         };
         if fits { Ok(()) } else { Err(corrupt(header, "its epoch does not fit the reign before it")) }
+    }
+
+    /// The handle of a session that is opened.
+    fn seat(&mut self, client: ClientId) -> u32 {
+        let new = u32::try_from(self.handles.len()).expect("a log of 2^32 sessions at once does not fit a memory");
+        let handle = self.free.pop_first().unwrap_or(new);
+        match self.handles.get_mut(handle as usize) {
+            Some(seat) => *seat = client,
+            None => self.handles.push(client),
+        }
+        handle
     }
 
     fn known(&mut self, client: ClientId, header: &Header) -> Result<&mut Session> {

@@ -195,6 +195,7 @@ fn a_report_leaves_out_only_what_the_log_has() {
         ReportItem::InDoubt { request, .. } => format!("{request} in doubt"),
         ReportItem::Held { header, .. } => format!("held at {}", header.lsn),
         ReportItem::Header(header) => format!("header of {}", header.lsn),
+        ReportItem::Places(places) => format!("places {} to {}", places.first, places.last()),
         ReportItem::Share { id, .. } => format!("share {id}"),
     });
     let names: Vec<String> = names.collect();

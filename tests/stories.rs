@@ -8,9 +8,10 @@ use std::collections::{BTreeMap, VecDeque};
 use bytes::Bytes;
 use tagalong::backup::{Backup, BackupSettings};
 use tagalong::client::{CacheImage, CacheOp, Client, ClientEvent, ClientInput, ClientOutput, ClientSettings, Identity};
+use tagalong::error::Code;
 use tagalong::log::{
     Body, ClientId, ClusterId, Digest, Epoch, EpochStart, GapPolicy, GroupId, Header, Level, Lsn, NodeId, Origin,
-    Record, Request, SessionInfo, SessionRole, Target, Time,
+    Places, Placing, Record, Request, SessionInfo, SessionRole, Target, Time,
 };
 use tagalong::message::{
     Attach, BackupMessage, ClientFrame, ClientMessage, Hello, NodeMessage, Outcome, Payloads, PeerHello,
@@ -803,7 +804,7 @@ fn what_the_exclusion_of_a_liar_leaves_is_pulled() {
     let held = ReportItem::Held { header: command(4, b"true"), reply: None };
     recovery.report(Time(0), A, report(vec![held], 4)).unwrap();
     assert_eq!(answer_pulls(&mut recovery, &state), Next::Wait);
-    assert_eq!(recovery.status().accused, [LIAR, A]);
+    assert_eq!(recovery.status().accused, [A, LIAR]);
     recovery.exclude(LIAR);
     let Next::Conclude(plan) = answer_pulls(&mut recovery, &state) else { panic!("{:?}", recovery.status()) };
     assert_eq!(plan.entries[0].payload, "true");
@@ -841,11 +842,140 @@ fn a_payload_without_its_checksum_accuses_its_client() {
 fn what_is_in_doubt_is_rebuilt_where_others_saw_it() {
     let (state, mut recovery) = roll_call(RecoveryPolicy::Wait);
     let header = command(4, b"true");
-    let in_doubt = ReportItem::InDoubt { request: Request(1), length: header.length, digest: header.digest };
+    let in_doubt =
+        ReportItem::InDoubt { request: Request(1), length: header.length, digest: header.digest, answered: Request(0) };
     recovery.report(Time(0), A, report(vec![in_doubt], 0)).unwrap();
     recovery.report(Time(0), LIAR, report(vec![ReportItem::Header(header)], 4)).unwrap();
     let Next::Conclude(plan) = answer_pulls(&mut recovery, &state) else { panic!("{:?}", recovery.status()) };
     assert_eq!(plan.entries[0].payload, "true");
+}
+
+/// Places of runs of commands, from `first` on, with the first request and the length of each, as a primary tells of them that
+/// had all requests before these in its log. The handles are those of [`roll_call`].
+fn told(first: u64, runs: &[(ClientId, u64, u32)]) -> Places {
+    let mut placing = Placing::new(reign());
+    let mut lsn = Lsn(first);
+    let time = command(first, b"").time;
+    for (client, start, count) in runs {
+        for request in (*start..start + u64::from(*count)).map(Request) {
+            if !placing.goes_on(lsn, *client, request, time) {
+                placing.push(lsn, time, (*client, request), u32::from(*client == LIAR), request);
+            }
+            lsn = lsn.next();
+        }
+    }
+    placing.finish().swap_remove(0)
+}
+
+fn in_doubt(request: u64) -> ReportItem {
+    let (length, digest) = (4, Digest::crc32(b"true"));
+    ReportItem::InDoubt { request: Request(request), length, digest, answered: Request(request - 1) }
+}
+
+fn held(client: ClientId, lsn: u64, request: u64, time: Time) -> ReportItem {
+    let origin = Some(Origin { client, request: Request(request) });
+    let header = Header { time, ..header(lsn, Body::Command, origin, b"") };
+    ReportItem::Held { header, reply: None }
+}
+
+/// Of a command nobody but its author knows more than the place, and the author everything else. Together they have the very
+/// entry: its header is the one that the primary gave it.
+#[test]
+fn what_is_in_doubt_is_rebuilt_where_others_know_its_place() {
+    let (state, mut recovery) = roll_call(RecoveryPolicy::Wait);
+    let places = told(4, &[(A, 1, 2), (LIAR, 1, 1)]);
+    let (time, epoch) = (places.time, places.epoch);
+    recovery.report(Time(0), LIAR, report(vec![held(LIAR, 6, 1, time), ReportItem::Places(places)], 6)).unwrap();
+    recovery.report(Time(0), A, report(vec![in_doubt(1), in_doubt(2)], 0)).unwrap();
+    assert_eq!(recovery.evaluate(Time(0), &state), Next::Wait, "their payloads are to be pulled");
+    let Next::Conclude(plan) = answer_pulls(&mut recovery, &state) else { panic!("{:?}", recovery.status()) };
+    let origin = |client, request| Some(Origin { client, request: Request(request) });
+    for (entry, (lsn, request)) in plan.entries.iter().zip([(4, 1), (5, 2)]) {
+        let Header { answered, .. } = entry.header;
+        assert_eq!(
+            (entry.header.lsn, entry.header.origin, &entry.payload[..]),
+            (Lsn(lsn), origin(A, request), &b"true"[..])
+        );
+        assert_eq!((entry.header.time, entry.header.epoch, answered), (time, epoch, Request(request - 1)));
+    }
+    assert_eq!((plan.entries.len(), plan.entries[2].header.origin), (3, origin(LIAR, 1)));
+}
+
+/// What was told of together need not have reached the backup together: the numbers are then those that come after.
+#[test]
+fn places_reach_below_the_base() {
+    let (mut state, _) = roll_call(RecoveryPolicy::Wait);
+    for (lsn, request) in [(4, 1), (5, 2)] {
+        let origin = Some(Origin { client: A, request: Request(request) });
+        state.apply_header(&header(lsn, Body::Command, origin, b""), None).unwrap();
+    }
+    let mut recovery = Recovery::new(&state, true, &PrimarySettings::default(), RecoveryPolicy::Wait, Time(0));
+    recovery.begin(Time(0), A, Conn(1));
+    recovery.begin(Time(0), LIAR, Conn(2));
+    // Of `A` requests 1 to 4, of which the base has two; then one of `LIAR`'s.
+    let places = told(4, &[(A, 1, 4), (LIAR, 1, 1)]);
+    recovery.report(Time(0), LIAR, report(vec![held(LIAR, 8, 1, places.time), ReportItem::Places(places)], 8)).unwrap();
+    recovery.report(Time(0), A, report(vec![in_doubt(3), in_doubt(4)], 0)).unwrap();
+    recovery.evaluate(Time(0), &state);
+    let Next::Conclude(plan) = answer_pulls(&mut recovery, &state) else { panic!("{:?}", recovery.status()) };
+    let requests = plan.entries.iter().filter_map(|entry| entry.header.origin.map(|origin| origin.request.0));
+    assert_eq!(requests.collect::<Vec<_>>(), [3, 4, 1]);
+}
+
+/// Places that do not fit what is known otherwise, or each other, were made up by somebody: nothing is rebuilt from them.
+#[test]
+fn places_that_cannot_be_are_a_contradiction() {
+    let conflict = |items: Vec<ReportItem>| {
+        let (state, mut recovery) = roll_call(RecoveryPolicy::Wait);
+        recovery.report(Time(0), LIAR, report(items, 6)).unwrap();
+        recovery.report(Time(0), A, report(vec![in_doubt(1), in_doubt(2)], 0)).unwrap();
+        recovery.evaluate(Time(0), &state);
+        assert_eq!(answer_pulls(&mut recovery, &state), Next::Wait);
+        let status = recovery.status();
+        assert_eq!(status.conflict.map(|error| error.code()), Some(Code::Conflict), "{:?}", status.accused);
+        assert!(status.accused.contains(&LIAR));
+        recovery.exclude(LIAR);
+        let Next::Conclude(plan) = recovery.evaluate(Time(2), &state) else { panic!("{:?}", recovery.status()) };
+        assert_eq!(plan.entries, [], "nobody who is left observed anything");
+    };
+    let places = told(4, &[(A, 1, 2), (LIAR, 1, 1)]);
+    let mut who = places.who.to_vec();
+    *who.last_mut().unwrap() ^= 1;
+    conflict(vec![ReportItem::Places(Places { who: who.into(), ..places.clone() })]);
+    conflict(vec![ReportItem::Places(Places { time: Time(9), ..places.clone() })]);
+    // Of two sessions, in one place.
+    conflict(vec![ReportItem::Places(places.clone()), held(LIAR, 5, 1, places.time)]);
+    conflict(vec![ReportItem::Places(places.clone()), ReportItem::Places(told(5, &[(A, 2, 1), (LIAR, 1, 1)]))]);
+    conflict(vec![ReportItem::Places(told(4, &[(A, 1, 1)])), ReportItem::Places(places)]);
+    let (_, mut recovery) = roll_call(RecoveryPolicy::Wait);
+    let absurd = Places { who: Bytes::from_static(b"nobody"), ..told(4, &[(A, 1, 1)]) };
+    assert_eq!(
+        recovery.report(Time(0), A, report(vec![ReportItem::Places(absurd)], 0)).map_err(|it| it.code()),
+        Err(Code::Protocol)
+    );
+}
+
+/// Somebody is gone for good, and with him what only he knew; whoever shared a batch with him later loses nothing by it. That the
+/// numbers of the one who is gone went on meanwhile has to be found out, so that the places can be trusted.
+#[test]
+fn places_are_known_past_what_is_missing() {
+    let (state, mut recovery) =
+        roll_call(RecoveryPolicy::Conclude { gaps: GapPolicy::Skip, soft_us: 1_000, hard_us: 5_000 });
+    // LSN 4 to 6 were the liar's, who had confirmed them, and did not come.
+    let places = told(7, &[(A, 1, 1), (LIAR, 4, 1)]);
+    recovery.gone(LIAR, Conn(2));
+    recovery.report(Time(0), A, report(vec![in_doubt(1), ReportItem::Places(places)], 7)).unwrap();
+    recovery.evaluate(Time(2_000), &state);
+    for (conn, requests, _) in recovery.pulls() {
+        let items = requests.into_iter().map(|request| (request, Bytes::from_static(b"true"))).collect();
+        assert_eq!(conn, Conn(1));
+        recovery.payloads(Time(2_000), A, Payloads { epoch: Epoch::ZERO, items, shares: Vec::new() }).unwrap();
+    }
+    let Next::Judge { entries, missing } = recovery.evaluate(Time(4_000), &state) else {
+        panic!("{:?}", recovery.status())
+    };
+    assert_eq!(entries.iter().map(|entry| entry.header.lsn).collect::<Vec<_>>(), [Lsn(7)]);
+    assert_eq!(missing.iter().map(|missing| missing.lsn).collect::<Vec<_>>(), [Lsn(4), Lsn(5), Lsn(6)]);
 }
 
 /// Past a gap the state machine says what makes sense without it. What it gives up is lost like the gap itself, and named:
@@ -1225,7 +1355,7 @@ fn a_payload_of_another_length_is_not_the_one() {
     let forged = with_checksum_of(b"the true one", b"");
     let length = u32::try_from(forged.len()).unwrap();
     let elsewhere = Header { lsn: Lsn(99), length, ..true_one.clone() };
-    let in_doubt = ReportItem::InDoubt { request: Request(1), length, digest: true_one.digest };
+    let in_doubt = ReportItem::InDoubt { request: Request(1), length, digest: true_one.digest, answered: Request(0) };
     let (item, share) = copy_at(A, true_one.clone(), b"the true one");
     recovery.report(Time(0), LIAR, report(vec![ReportItem::Header(elsewhere), in_doubt], 0)).unwrap();
     recovery.report(Time(0), A, report(vec![item, ReportItem::Header(true_one)], 5)).unwrap();

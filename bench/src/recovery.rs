@@ -384,7 +384,8 @@ pub(crate) async fn run_holders(args: HoldersArgs) -> Result<()> {
                 while let Some(done) = running.join_next().await {
                     done??;
                 }
-                let headers: usize = clients.iter().map(|(_, client)| client.stats().cached_headers).sum();
+                let stats = clients.iter().map(|(_, client)| client.stats());
+                let headers: u64 = stats.map(|stats| stats.cached_headers as u64 + stats.cached_places).sum();
                 json!({ "event": "filled", "headers": headers })
             }
             "write" => {

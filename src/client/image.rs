@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 
 use crate::log::{
-    Body, ClientId, ClusterId, Digest, Epoch, GroupId, HEADER_COST, Header, Level, Lsn, Origin, Reign, Request,
+    Body, ClientId, ClusterId, Digest, Epoch, GroupId, HEADER_COST, Header, Level, Lsn, Origin, Places, Reign, Request,
     SessionRole, Tag, in_ranges,
 };
 use crate::ordered::Ordered;
@@ -108,6 +108,8 @@ pub enum CacheOp {
     Superseded(Request),
     /// Headers from a manifest.
     Headers(Vec<Header>),
+    /// Places from a manifest.
+    Places(Vec<Places>),
     /// A share to be kept for another client's sake.
     Share(Share),
     /// State up to this LSN of this reign was revealed.
@@ -172,7 +174,9 @@ pub struct CacheImage {
     pub commands: Ordered<Request, Command>,
     /// Headers from manifests that may still have to be vouched for.
     pub headers: Ordered<(Epoch, Lsn), Header>,
-    /// Bytes of `commands` and `headers`, by their cost.
+    /// Places from manifests, by the last LSN of each: the checkpoint that covers it releases them.
+    pub places: Ordered<(Epoch, Lsn), Places>,
+    /// Bytes of `commands`, `headers` and `places`, by their cost.
     pub bytes: u64,
     /// Shares kept for others, by the reign and number of each.
     pub shares: BTreeMap<(Epoch, u64), Share>,
@@ -229,6 +233,14 @@ impl CacheImage {
                     }
                 }
             }
+            CacheOp::Places(places) => {
+                let (epoch, stable) = self.stable;
+                for places in places.iter().filter(|places| places.epoch != epoch || places.last() > stable) {
+                    self.bytes += places.cost();
+                    let old = self.places.insert((places.epoch, places.last()), places.clone());
+                    self.bytes -= old.map_or(0, |old| old.cost());
+                }
+            }
             CacheOp::Share(share) => self.keep_share(share),
             CacheOp::Observed(epoch, lsn) => self.observed = self.observed.max((*epoch, *lsn)),
             CacheOp::Stable(epoch, lsn) => {
@@ -282,8 +294,25 @@ impl CacheImage {
         if !self.headers.is_empty() {
             ops.push(CacheOp::Headers(self.headers.values().cloned().collect()));
         }
+        if !self.places.is_empty() {
+            ops.push(CacheOp::Places(self.places.values().cloned().collect()));
+        }
         ops.extend(self.shares.values().cloned().map(CacheOp::Share));
         ops
+    }
+
+    /// Whether a manifest told of this entry, by its header or its place.
+    pub fn is_told(&self, epoch: Epoch, lsn: Lsn) -> bool {
+        let place = self.places.range((epoch, lsn)..).next().map(|(_, places)| places);
+        let placed = place.is_some_and(|places| places.epoch == epoch && places.first <= lsn);
+        placed || self.headers.contains_key(&(epoch, lsn))
+    }
+
+    /// The entries that manifests told of, in any order; some may come twice.
+    pub fn told(&self) -> impl Iterator<Item = (Epoch, Lsn)> + '_ {
+        let placed = |places: &Places| (places.first.0..=places.last().0).map(Lsn);
+        let placed = self.places.values().flat_map(move |places| placed(places).map(|lsn| (places.epoch, lsn)));
+        self.headers.keys().copied().chain(placed)
     }
 
     /// The lowest epoch of anything held or observed: verdicts are needed from there on.
@@ -397,6 +426,9 @@ impl CacheImage {
         while self.headers.pop_upto(&(epoch, stable)).is_some() {
             self.bytes -= HEADER_COST;
         }
+        while let Some((_, places)) = self.places.pop_upto(&(epoch, stable)) {
+            self.bytes -= places.cost();
+        }
         self.drop_shares(epoch, stable, !rule::on(Rule::ReleaseByEpoch));
     }
 
@@ -425,6 +457,9 @@ impl CacheImage {
         let kept = self.headers.split_off(&(epoch, Lsn(0)));
         self.bytes -= HEADER_COST * self.headers.len() as u64;
         self.headers = kept;
+        let kept = self.places.split_off(&(epoch, Lsn(0)));
+        self.bytes -= self.places.values().map(Places::cost).sum::<u64>();
+        self.places = kept;
         self.drop_shares(epoch, Lsn(0), true);
         if self.observed.0 < epoch {
             let start = reigns.last().map_or(Lsn(0), |reign| reign.start);

@@ -153,6 +153,7 @@ impl Client {
                 request: *request,
                 length: u32::try_from(command.payload.len()).unwrap_or(u32::MAX),
                 digest: command.digest,
+                answered: command.answered,
             };
             // Below the base it is in the log already, but others' entries may be decoded with its help.
             let needed =
@@ -170,6 +171,8 @@ impl Client {
         }
         let vouched = self.image.headers.range((of, base.next())..).take_while(|((epoch, _), _)| *epoch == of);
         items.extend(vouched.map(|(_, header)| ReportItem::Header(header.clone())));
+        let placed = self.image.places.range((of, base.next())..).take_while(|((epoch, _), _)| *epoch == of);
+        items.extend(placed.map(|(_, places)| ReportItem::Places(places.clone())));
         let shares = self.image.shares.range((of, 0)..=(of, u64::MAX)).map(|(_, share)| share);
         items.extend(shares.filter(|share| share.hold_until > base).map(|share| ReportItem::Share {
             epoch: share.epoch,

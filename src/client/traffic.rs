@@ -17,13 +17,28 @@ impl Client {
         let Some(live) = session.live.as_mut().filter(|_| session.epoch == frame.epoch) else {
             return;
         };
-        let NodeFrame { epoch, seq, stable, settled, manifest, shares, prompt, short, responses, results, closed } =
-            frame;
+        let NodeFrame {
+            epoch,
+            seq,
+            stable,
+            settled,
+            manifest,
+            places,
+            shares,
+            prompt,
+            short,
+            responses,
+            results,
+            closed,
+        } = frame;
         live.seq = seq;
         live.short = short;
-        let mut to_hold = !manifest.is_empty() || !shares.is_empty();
+        let mut to_hold = !manifest.is_empty() || !places.is_empty() || !shares.is_empty();
         if !manifest.is_empty() {
             self.keep(CacheOp::Headers(manifest));
+        }
+        if !places.is_empty() {
+            self.keep(CacheOp::Places(places));
         }
         for share in shares.into_iter().filter(|share| share.epoch == epoch) {
             self.keep(CacheOp::Share(share));

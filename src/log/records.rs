@@ -6,7 +6,7 @@ use std::hash::{Hash, Hasher};
 use std::ops::{Deref, Range};
 use std::sync::Arc;
 
-use super::{Body, Entry, Lsn, Record};
+use super::{Body, Entry, Lsn, Places, Record};
 use crate::ordered::Ordered;
 
 /// Records that follow each other in the log, shared by whoever keeps them: a clone costs a count, not a copy. They are
@@ -324,6 +324,8 @@ impl Hash for Tail {
 pub struct Unstable {
     tail: Tail,
     unconfirmed: Ordered<Lsn, ()>,
+    /// Of those that were ordered in this reign, and by this process, in order.
+    places: VecDeque<Places>,
 }
 
 impl Deref for Unstable {
@@ -337,18 +339,25 @@ impl Deref for Unstable {
 impl Unstable {
     /// Empty, with `next` the LSN that the first record pushed will have.
     pub fn new(next: Lsn) -> Self {
-        Self { tail: Tail::new(next), unconfirmed: Ordered::new() }
+        Self { tail: Tail::new(next), unconfirmed: Ordered::new(), places: VecDeque::new() }
     }
 
-    /// Appends the next records, as yet unconfirmed.
+    /// Appends the next records, as yet unconfirmed, and what manifests say of them.
     ///
     /// # Panics
     /// If their LSNs are not the next ones (I1: the caller numbered them).
-    pub fn push(&mut self, records: Records) {
+    pub fn push(&mut self, records: Records, places: Vec<Places>) {
         for record in &records {
             self.unconfirmed.insert(record.lsn(), ());
         }
         self.tail.push(records);
+        self.places.extend(places);
+    }
+
+    /// The places that tell of `lsn`. What has none is told of by its header.
+    pub fn places(&self, lsn: Lsn) -> Option<&Places> {
+        let after = self.places.partition_point(|places| places.first <= lsn);
+        self.places.get(after.checked_sub(1)?).filter(|places| lsn <= places.last())
     }
 
     /// The origin of `lsn` holds its tag: manifests need not name it.
@@ -370,6 +379,9 @@ impl Unstable {
     /// Forgets every record up to and including `upto`.
     pub fn release(&mut self, upto: Lsn) {
         self.tail.release(upto);
+        while self.places.front().is_some_and(|places| places.last() <= upto) {
+            self.places.pop_front();
+        }
         while self.unconfirmed.pop_upto(&upto).is_some() {}
     }
 }

@@ -152,7 +152,9 @@ pub struct ClientStats {
     pub cached_commands: usize,
     /// Headers of others' entries that this client vouches for.
     pub cached_headers: usize,
-    /// Bytes of both.
+    /// Commands of which it keeps the place, told in manifests.
+    pub cached_places: u64,
+    /// Bytes of all three.
     pub cache_bytes: u64,
     /// Shares of others' entries that this client keeps.
     pub cached_shares: usize,
@@ -660,6 +662,7 @@ impl TaggedClient {
             attached: inner.core.attached(),
             cached_commands: image.commands.len(),
             cached_headers: image.headers.len(),
+            cached_places: image.places.values().map(|places| u64::from(places.count)).sum(),
             cache_bytes: image.bytes,
             cached_shares: image.shares.len(),
             share_bytes: image.share_bytes,

@@ -9,15 +9,6 @@ pub struct Epoch {
     #[prost(fixed64, tag = "3")]
     pub node: u64,
 }
-/// Absent: none.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct Digest {
-    /// 0 none, 1 CRC-32; keyed ones may come; below 256
-    #[prost(uint32, tag = "1")]
-    pub algorithm: u32,
-    #[prost(fixed64, tag = "2")]
-    pub value: u64,
-}
 /// The stability target: the primary's own disk, or this backup's.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Target {
@@ -44,94 +35,8 @@ pub struct Range {
     #[prost(uint64, tag = "2")]
     pub end: u64,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct Origin {
-    #[prost(bytes = "bytes", tag = "1")]
-    pub client: ::prost::bytes::Bytes,
-    #[prost(uint64, tag = "2")]
-    pub request: u64,
-}
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct Open {
-    #[prost(uint64, tag = "1")]
-    pub incarnation: u64,
-    #[prost(string, tag = "2")]
-    pub domain: ::prost::alloc::string::String,
-    #[prost(enumeration = "SessionRole", tag = "3")]
-    pub role: i32,
-}
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct EpochStart {
-    #[prost(message, optional, tag = "1")]
-    pub previous: ::core::option::Option<Epoch>,
-    #[prost(uint64, tag = "2")]
-    pub base: u64,
-    #[prost(uint64, tag = "3")]
-    pub observed: u64,
-    #[prost(uint32, tag = "4")]
-    pub f: u32,
-    #[prost(enumeration = "Level", tag = "5")]
-    pub lowest: i32,
-    #[prost(bool, tag = "6")]
-    pub log_before_send: bool,
-    #[prost(message, optional, tag = "7")]
-    pub target: ::core::option::Option<Target>,
-    #[prost(enumeration = "GapPolicy", tag = "8")]
-    pub policy: i32,
-    #[prost(bytes = "bytes", repeated, tag = "9")]
-    pub missing: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
-    #[prost(bytes = "bytes", repeated, tag = "10")]
-    pub excluded: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
-    #[prost(message, repeated, tag = "11")]
-    pub gaps: ::prost::alloc::vec::Vec<Range>,
-}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Unit {}
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct Header {
-    #[prost(message, optional, tag = "1")]
-    pub epoch: ::core::option::Option<Epoch>,
-    #[prost(uint64, tag = "2")]
-    pub lsn: u64,
-    #[prost(message, optional, tag = "3")]
-    pub origin: ::core::option::Option<Origin>,
-    #[prost(uint64, tag = "4")]
-    pub time_us: u64,
-    #[prost(uint64, tag = "5")]
-    pub answered: u64,
-    #[prost(uint32, tag = "6")]
-    pub length: u32,
-    #[prost(message, optional, tag = "7")]
-    pub digest: ::core::option::Option<Digest>,
-    /// A header whose kind is none of these comes from a later version: the node that reads it stops.
-    #[prost(oneof = "header::Body", tags = "16, 17, 18, 19, 20, 21, 22, 23, 24")]
-    pub body: ::core::option::Option<header::Body>,
-}
-/// Nested message and enum types in `Header`.
-pub mod header {
-    /// A header whose kind is none of these comes from a later version: the node that reads it stops.
-    #[derive(Clone, PartialEq, ::prost::Oneof)]
-    pub enum Body {
-        #[prost(message, tag = "16")]
-        Command(super::Unit),
-        #[prost(message, tag = "17")]
-        Noop(super::Unit),
-        #[prost(message, tag = "18")]
-        Open(super::Open),
-        #[prost(message, tag = "19")]
-        Suspend(super::Unit),
-        #[prost(uint64, tag = "20")]
-        Resume(u64),
-        #[prost(message, tag = "21")]
-        Close(super::Unit),
-        #[prost(message, tag = "22")]
-        Expire(super::Unit),
-        #[prost(message, tag = "23")]
-        Config(super::Target),
-        #[prost(message, tag = "24")]
-        EpochStart(::prost::alloc::boxed::Box<super::EpochStart>),
-    }
-}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Share {
     /// absent: the message's
@@ -306,58 +211,13 @@ pub struct ClientFrame {
     #[prost(bool, tag = "5")]
     pub close: bool,
 }
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct Held {
-    #[prost(message, optional, tag = "1")]
-    pub header: ::core::option::Option<Header>,
-    #[prost(message, optional, tag = "2")]
-    pub reply: ::core::option::Option<Digest>,
-}
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct InDoubt {
-    #[prost(uint64, tag = "1")]
-    pub request: u64,
-    #[prost(uint32, tag = "2")]
-    pub length: u32,
-    #[prost(message, optional, tag = "3")]
-    pub digest: ::core::option::Option<Digest>,
-}
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct KeptShare {
-    #[prost(message, optional, tag = "1")]
-    pub epoch: ::core::option::Option<Epoch>,
-    #[prost(uint64, tag = "2")]
-    pub id: u64,
-    #[prost(uint64, tag = "3")]
-    pub hold_until: u64,
-    #[prost(uint32, tag = "4")]
-    pub length: u32,
-}
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct ReportItem {
-    #[prost(oneof = "report_item::Item", tags = "1, 2, 3, 4")]
-    pub item: ::core::option::Option<report_item::Item>,
-}
-/// Nested message and enum types in `ReportItem`.
-pub mod report_item {
-    #[derive(Clone, PartialEq, ::prost::Oneof)]
-    pub enum Item {
-        #[prost(message, tag = "1")]
-        Held(super::Held),
-        #[prost(message, tag = "2")]
-        InDoubt(super::InDoubt),
-        #[prost(message, tag = "3")]
-        Header(super::Header),
-        #[prost(message, tag = "4")]
-        Share(super::KeptShare),
-    }
-}
-#[derive(Clone, PartialEq, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Report {
     #[prost(message, optional, tag = "1")]
     pub epoch: ::core::option::Option<Epoch>,
-    #[prost(message, repeated, tag = "2")]
-    pub items: ::prost::alloc::vec::Vec<ReportItem>,
+    /// packed
+    #[prost(bytes = "bytes", tag = "2")]
+    pub items: ::prost::bytes::Bytes,
     #[prost(message, optional, tag = "3")]
     pub observed_epoch: ::core::option::Option<Epoch>,
     #[prost(uint64, tag = "4")]
@@ -471,6 +331,9 @@ pub struct NodeFrame {
     pub prompt: bool,
     #[prost(bool, tag = "11")]
     pub short: bool,
+    /// packed
+    #[prost(bytes = "bytes", tag = "12")]
+    pub places: ::prost::bytes::Bytes,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct BackupMessages {

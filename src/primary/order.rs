@@ -7,8 +7,8 @@ use bytes::Bytes;
 use super::{Phase, Primary};
 use crate::error::Error;
 use crate::log::{
-    Body, ClientId, Commands, Digest, Entry, Epoch, Header, Level, Lsn, Origin, Record, Records, Request, Tag, Target,
-    Time,
+    Body, ClientId, Commands, Digest, Entry, Epoch, HEADER_COST, Header, Level, Lsn, Origin, Places, Placing, Record,
+    Records, Request, Tag, Target, Time,
 };
 use crate::message::{Outcome, QueryResult, Response, Write};
 use crate::node::{Conn, NodeEvent, Output};
@@ -30,6 +30,8 @@ pub(super) struct Proposal {
 pub(super) struct Queued {
     pub(super) conn: Conn,
     pub(super) client: ClientId,
+    /// Of the session.
+    pub(super) handle: u32,
     pub(super) write: Write,
 }
 
@@ -143,10 +145,18 @@ impl Primary {
         }
         let delta = self.unstable.bytes() + self.cover_bytes();
         let mut room = self.settings.delta_bytes_max.saturating_sub(delta.max(self.unlogged_bytes));
-        while records.len() < self.settings.batch_max && room > 0 {
-            let Some(Queued { conn, client, write }) = self.writes.pop_front() else {
+        let mut taken = Vec::with_capacity(due - records.len());
+        while records.len() + taken.len() < self.settings.batch_max && room > 0 {
+            let Some(queued) = self.writes.pop_front() else {
                 break;
             };
+            room = room.saturating_sub(queued.write.payload.len() as u64 + HEADER_COST);
+            taken.push(queued);
+        }
+        // Nobody can say which of them came first, and what manifests say of them is shorter like this. What one session
+        // wrote stays in order.
+        taken.sort_by_key(|queued: &Queued| queued.handle);
+        for Queued { conn, client, write, .. } in taken {
             if let Some(live) = self.streams.get_mut(&conn).and_then(|stream| stream.live.as_mut()) {
                 live.queued = live.queued.saturating_sub(1);
             }
@@ -160,9 +170,7 @@ impl Primary {
                 ..self.header(now, lsn, body, origin)
             };
             batch.note(&header, self.effective(write.level));
-            let record = Record { entry: Entry { header, payload: write.payload }, reply: Digest::default() };
-            room = room.saturating_sub(record.cost());
-            records.push(record);
+            records.push(Record { entry: Entry { header, payload: write.payload }, reply: Digest::default() });
         }
         batch.records = records.into();
         batch.asked = self.asked.drain(..).collect();
@@ -215,6 +223,7 @@ impl Primary {
             return;
         }
         let Batch { purpose, mut records, levels, asked, .. } = batch;
+        let places = if purpose == Purpose::Work { self.places_of(&records) } else { Vec::new() };
         match self.apply_all(records.make_mut(), replies, purpose) {
             Ok(other) => out.extend(other.into_iter().map(|lsn| Output::Event(NodeEvent::Diverged(lsn)))),
             Err(error) => {
@@ -228,7 +237,7 @@ impl Primary {
             self.unlogged.push_back((record.lsn(), record.cost()));
             self.unlogged_bytes += record.cost();
         }
-        self.unstable.push(records.clone());
+        self.unstable.push(records.clone(), places);
         self.feed_cover(now);
         // In pieces, so that the first are on their way to the disk while the last are still being encoded.
         let mut from = 0;
@@ -255,6 +264,28 @@ impl Primary {
             Purpose::Conclusion => self.on_concluded(now, head, out),
             Purpose::Fetched => self.on_fetched(now, out),
         }
+    }
+
+    /// What manifests are to say of commands that are about to be applied.
+    fn places_of(&self, records: &[Record]) -> Vec<Places> {
+        let mut placing = Placing::new(self.epoch);
+        if self.state.lowest() == Level::Local {
+            return Vec::new();
+        }
+        for Header { lsn, body, origin, time, .. } in records.iter().map(|record| &record.entry.header) {
+            let (Body::Command, Some(Origin { client, request })) = (body, *origin) else {
+                placing.cut();
+                continue;
+            };
+            if placing.goes_on(*lsn, client, request, *time) {
+                continue;
+            }
+            match self.state.session(client) {
+                Some(session) => placing.push(*lsn, *time, (client, request), session.handle, session.next),
+                None => placing.cut(),
+            }
+        }
+        placing.finish()
     }
 
     /// Applies executed records to the log's state and notes the checksums of their replies. Returns what was rebuilt and

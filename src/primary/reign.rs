@@ -224,7 +224,7 @@ impl Primary {
             next = if fits { next.next() } else { next };
             fits
         };
-        self.unstable.push(records.into_iter().filter(&mut fits).collect());
+        self.unstable.push(records.into_iter().filter(&mut fits).collect(), Vec::new());
         self.load(out);
         self.try_go_on(now, out);
     }

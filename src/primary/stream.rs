@@ -6,7 +6,7 @@ use super::order::{Asked, Queued};
 use super::{Phase, Primary};
 use crate::client::image::rolled_back;
 use crate::error::{Code, Error};
-use crate::log::{Body, ClientId, Epoch, HEADER_COST, Header, Level, Lsn, Request, Target, Time};
+use crate::log::{Body, ClientId, Epoch, HEADER_COST, Header, Level, Lsn, Places, Request, Target, Time};
 use crate::message::{
     Attach, ClientFrame, ClientMessage, Hello, NodeFrame, NodeMessage, Outcome, QueryResult, Response, VERSION,
     Welcome, Write,
@@ -434,7 +434,8 @@ impl Primary {
         }
         let repeated = write.request < live.next;
         live.next = live.next.max(write.request.next());
-        let next = self.state.session(client).map_or(Request(1), |session| session.next);
+        let session = self.state.session(client);
+        let (next, handle) = session.map_or((Request(1), 0), |session| (session.next, session.handle));
         if write.request < next {
             self.respond_again(client, write.request, write.level);
         } else if !repeated && !self.is_executing_request(client, write.request) {
@@ -443,7 +444,7 @@ impl Primary {
             if live.queued > window {
                 return Err(Error::new(Code::Protocol, format!("more than {window} requests in flight")));
             }
-            self.writes.push_back(Queued { conn, client, write });
+            self.writes.push_back(Queued { conn, client, handle, write });
         }
         Ok(())
     }
@@ -515,8 +516,11 @@ impl Primary {
     /// Writes to every stream that has something to say.
     ///
     /// The manifest rule: whatever a frame reveals up to LSN n, it (or one before it) names every entry up to n that is
-    /// neither stable nor confirmed and was not yet written to this stream, as tag or as header, the receiver's own
-    /// among them. So headers go first, and responses in LSN order, where they do not fit one frame.
+    /// neither stable nor confirmed and was not yet written to this stream, as tag, header or place, the receiver's own
+    /// among them. So these go first, and responses in LSN order, where they do not fit one frame.
+    ///
+    /// Places are shared by all that are told of them, and so are told as a whole: of what was confirmed meanwhile, and of what
+    /// is not revealed yet, too.
     pub(super) fn write_frames(&mut self, out: &mut Vec<Output>) {
         let (stable, settled) = (self.water.stable(), self.settled());
         let manifests = self.state.lowest() != Level::Local && rule::on(Rule::Manifest);
@@ -543,7 +547,11 @@ impl Primary {
             let tags: Vec<Lsn> = responses.iter().map(|(lsn, _)| *lsn).filter(|lsn| *lsn > stable).collect();
             let mut packer = Packer::new(self.epoch, stable, settled, live.short, self.settings.frame_bytes);
             if manifests {
-                for lsn in self.unstable.unconfirmed_in(live.manifest_upto.max(stable), revealed) {
+                let mut told = live.manifest_upto.max(stable);
+                for lsn in self.unstable.unconfirmed_in(told, revealed) {
+                    if lsn <= told {
+                        continue;
+                    }
                     let Some(record) = self.unstable.get(lsn) else {
                         continue;
                     };
@@ -552,9 +560,15 @@ impl Primary {
                     if tags.binary_search(&lsn).is_ok() || (own && !rule::on(Rule::ManifestOwn)) {
                         continue;
                     }
-                    packer.header(header);
+                    match self.unstable.places(lsn) {
+                        Some(places) => {
+                            packer.places(places);
+                            told = places.last();
+                        }
+                        None => packer.header(header),
+                    }
                 }
-                live.manifest_upto = live.manifest_upto.max(revealed);
+                live.manifest_upto = told.max(revealed);
             }
             // Somebody waits for the confirm of what covers an entry, or of an echo.
             let round = std::mem::take(&mut live.round);
@@ -566,7 +580,8 @@ impl Primary {
             responses.into_iter().for_each(|(lsn, response)| packer.response(lsn, response));
             windows.into_iter().for_each(|share| packer.share(share, false));
             std::mem::take(&mut live.results).into_iter().for_each(|result| packer.result(result));
-            live.owes = live.owes.max(tags.last().copied().unwrap_or_default()).max(revealed).max(kept);
+            live.owes =
+                live.owes.max(tags.last().copied().unwrap_or_default()).max(live.manifest_upto).max(revealed).max(kept);
             live.stable_sent = stable;
             live.settled_sent = settled;
             live.push = false;
@@ -641,6 +656,11 @@ impl Packer {
     fn header(&mut self, header: &Header) {
         let (frame, _) = self.room(0);
         frame.manifest.push(header.clone());
+    }
+
+    fn places(&mut self, places: &Places) {
+        let (frame, _) = self.room(places.who.len());
+        frame.places.push(places.clone());
     }
 
     fn response(&mut self, lsn: Lsn, response: Response) {

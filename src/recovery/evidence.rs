@@ -29,20 +29,37 @@ impl Recovery {
         said.map(|(client, _)| *client).collect()
     }
 
+    /// The highest LSN that anybody told anything of, at least the base.
+    pub(super) fn last_known(&self) -> Lsn {
+        self.known.last_key_value().map_or(self.base, |(lsn, _)| *lsn).max(self.last_placed())
+    }
+
+    /// Who told of this entry.
+    pub(super) fn vouchers(&self, lsn: Lsn) -> Vec<ClientId> {
+        let direct = self.known.get(&lsn).into_iter().flatten().flat_map(|variant| variant.vouchers.iter().copied());
+        let direct: Vec<ClientId> = direct.collect();
+        if direct.is_empty() { self.placers(lsn).collect() } else { direct }
+    }
+
     pub(super) fn header(&self, lsn: Lsn) -> Option<&Header> {
         match self.known.get(&lsn).map(Vec::as_slice) {
-            Some([variant]) => Some(&variant.header),
+            Some([variant]) => Some(&variant.what),
             Some(_) => None,
-            None => self.shares.entries.get(&lsn).map(|entry| &entry.header),
+            None => {
+                let decoded = || self.shares.entries.get(&lsn).map(|entry| &entry.header);
+                self.placed_at.headers.get(&lsn).or_else(decoded)
+            }
         }
     }
 
     /// Two reports that cannot both be true, or one that cannot.
     pub(super) fn contradiction(&self, strict: bool) -> Option<(Error, Vec<ClientId>)> {
         if let Some((lsn, variants)) = self.disputed.first().and_then(|lsn| Some((lsn, self.known.get(lsn)?))) {
-            let who = variants.iter().flat_map(|variant| variant.vouchers.iter().copied()).collect();
-            let why = format!("reports disagree on entry {lsn} of epoch {}: exclude one of the accused", self.of);
-            return Some((Error::new(Code::Conflict, why), who));
+            let who = variants.iter().flat_map(|variant| variant.vouchers.iter().copied());
+            return Some(self.disagree(*lsn, who));
+        }
+        if self.placed_at.error.is_some() {
+            return self.placed_at.error.clone();
         }
         if let Some(error) = self.shares.error.as_ref().filter(|_| self.resolved.is_none()) {
             return Some((error.clone(), Vec::new()));
@@ -56,7 +73,7 @@ impl Recovery {
             );
             return Some((Error::new(Code::Conflict, why), vec![*client]));
         }
-        let known = self.known.last_key_value().map_or(self.base, |(lsn, _)| *lsn);
+        let known = self.last_known();
         let observed = self.observed();
         if strict && self.excluded.is_empty() && observed > known {
             let why = format!(
@@ -89,13 +106,14 @@ impl Recovery {
         Some(Entry { header: header.clone(), payload: payload.cloned().unwrap_or_default() })
     }
 
-    /// The LSNs of which anything is known, in order.
+    /// The LSNs of which a header is known, in order.
     pub(super) fn lsns(&self) -> impl Iterator<Item = Lsn> + '_ {
         let mut known = self.known.keys().copied().peekable();
+        let mut placed = self.placed_at.headers.keys().copied().peekable();
         let mut decoded = self.shares.entries.keys().copied().filter(|lsn| *lsn > self.base).peekable();
         std::iter::from_fn(move || {
-            let next = known.peek().copied().into_iter().chain(decoded.peek().copied()).min()?;
-            let _ = (known.next_if_eq(&next), decoded.next_if_eq(&next));
+            let next = [known.peek(), placed.peek(), decoded.peek()].into_iter().flatten().min().copied()?;
+            let _ = (known.next_if_eq(&next), placed.next_if_eq(&next), decoded.next_if_eq(&next));
             Some(next)
         })
     }

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use crate::log::{ClientId, Header, Lsn};
+use crate::log::{ClientId, Lsn};
 
 /// What is outstanding, with the lengths, and their sum.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -53,14 +53,14 @@ impl<K: Ord> Owed<K> {
     }
 }
 
-/// A form of an entry's header, and who vouches for it, in order.
+/// What was reported, and who vouches for it, in order.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Variant {
-    pub(super) header: Header,
+pub(super) struct Backing<T> {
+    pub(super) what: T,
     pub(super) vouchers: Vec<ClientId>,
 }
 
-impl Variant {
+impl<T> Backing<T> {
     /// Whether that is news.
     pub(super) fn vouch(&mut self, client: ClientId) -> bool {
         let at = self.vouchers.binary_search(&client);

@@ -156,7 +156,7 @@ impl Recovery {
     fn reported(&self, header: &Header) -> Option<&Bytes> {
         let origin = header.origin?;
         let reported = self.payloads.get(&(origin.client, origin.request)).filter(|it| is_of(it, header))?;
-        let doubtful = self.reporters.get(&origin.client).is_some_and(|it| it.in_doubt.contains(&origin.request));
+        let doubtful = self.reporters.get(&origin.client).is_some_and(|it| it.in_doubt.contains_key(&origin.request));
         // By client and request: an author that has no tag does not know the entry's place.
         (!doubtful || rule::on(Rule::MembersByRequest)).then_some(&reported.1)
     }

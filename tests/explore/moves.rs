@@ -487,7 +487,7 @@ impl World {
         let member = self.clients[at].edit();
         let image = member.image(volatile).clone();
         let tags = image.commands.values().filter_map(|command| command.tag.map(|tag| (tag.epoch, tag.lsn)));
-        let places: BTreeSet<(Epoch, Lsn)> = image.headers.keys().copied().chain(tags).collect();
+        let places: BTreeSet<(Epoch, Lsn)> = image.told().chain(tags).collect();
         member.view.died_with.extend(places);
         member.lost = true;
     }
@@ -686,7 +686,8 @@ fn brief(parcel: &Parcel) -> String {
         Parcel::FromNode(NodeMessage::Frame(frame), _) => {
             let tags =
                 frame.responses.iter().map(|it| (it.request.0, it.tag.map(|tag| tag.lsn.0), it.outcome.is_some()));
-            let headers: Vec<u64> = frame.manifest.iter().map(|header| header.lsn.0).collect();
+            let mut headers: Vec<u64> = frame.manifest.iter().map(|header| header.lsn.0).collect();
+            headers.extend(frame.places.iter().flat_map(|places| places.first.0..=places.last().0));
             let results: Vec<u64> = frame.results.iter().map(|result| result.lsn.0).collect();
             let tags: Vec<_> = tags.collect();
             format!(

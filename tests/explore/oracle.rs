@@ -458,6 +458,8 @@ impl World {
             wrong = Some(("I3", format!("node {at} calls {} stable; the target has {stable}", frame.stable)));
         }
         let mut named: Vec<Lsn> = frame.manifest.iter().map(|header| header.lsn).collect();
+        // They are told of as a whole, also of what the frame does not reveal.
+        named.extend(frame.places.iter().map(|places| places.first));
         for response in &frame.responses {
             let Some(tag) = response.tag else { continue };
             named.push(tag.lsn);
@@ -517,10 +519,7 @@ impl World {
         let tagged = |(request, command): (&Request, &tagalong::client::Command)| {
             command.tag.map(|tag| (*request, tag, command.reply.is_some()))
         };
-        Held {
-            commands: image.commands.iter().filter_map(tagged).collect(),
-            headers: image.headers.keys().copied().collect(),
-        }
+        Held { commands: image.commands.iter().filter_map(tagged).collect(), headers: image.told().collect() }
     }
 
     /// I3: what a client no longer holds is durable at the stability target, or superseded.
@@ -537,7 +536,7 @@ impl World {
                 released.push((tag.epoch, tag.lsn, Some((*request, *answered))));
             }
         }
-        let headers = before.headers.iter().filter(|place| !image.headers.contains_key(place));
+        let headers = before.headers.iter().filter(|(epoch, lsn)| !image.is_told(*epoch, *lsn));
         released.extend(headers.map(|(epoch, lsn)| (*epoch, *lsn, None)));
         let mut owed = Vec::new();
         for (of, lsn, request) in released {
@@ -574,7 +573,7 @@ impl World {
             let place = (epoch, lsn);
             let own = header.origin.filter(|origin| origin.client == self.clients[at].id);
             let tagged = own.and_then(|origin| image.commands.get(&origin.request)).and_then(|command| command.tag);
-            let known = image.headers.contains_key(&place) || tagged.is_some_and(|tag| (tag.epoch, tag.lsn) == place);
+            let known = image.is_told(epoch, lsn) || tagged.is_some_and(|tag| (tag.epoch, tag.lsn) == place);
             if !known && !self.is_confirmed(place, header) {
                 let what = format!("client {at} sees {seen}, but neither it nor the origin knows {header:?}");
                 self.violate("I4", what);
@@ -587,7 +586,7 @@ impl World {
     fn is_confirmed(&self, place: (Epoch, Lsn), header: &Header) -> bool {
         let volatile = self.plan.0.volatile;
         if !matches!(header.body, Body::Command | Body::Noop) {
-            let knows = |image: &CacheImage| image.headers.contains_key(&place);
+            let knows = |image: &CacheImage| image.is_told(place.0, place.1);
             return self
                 .clients
                 .iter()

@@ -55,7 +55,7 @@ pub(crate) fn marks(seed: u64) -> Marks {
 pub(crate) fn op(seed: u64, last: &mut u64) -> CacheOp {
     let mut forge = forge(seed);
     let request = Request(1 + forge.below(*last + 1));
-    match forge.below(18) {
+    match forge.below(19) {
         0 => CacheOp::Identity(Identity {
             client: forge.client(),
             cluster: (forge.below(2) == 0).then_some(CLUSTER),
@@ -68,6 +68,7 @@ pub(crate) fn op(seed: u64, last: &mut u64) -> CacheOp {
         3 => CacheOp::Reported(forge.epoch()),
         4 => CacheOp::Answered { request, reply: forge.digest(b"reply") },
         5 => CacheOp::Superseded(request),
+        15 => CacheOp::Places(forge.many(Forge::places)),
         6 => CacheOp::Headers(forge.many(|forge| forge.header(&Bytes::new()))),
         7 => CacheOp::Observed(forge.epoch(), forge.lsn()),
         8 => CacheOp::Stable(forge.epoch(), forge.lsn()),

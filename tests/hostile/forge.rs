@@ -7,8 +7,8 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::Rng;
 use tagalong::error::{Code, Error};
 use tagalong::log::{
-    Body, ClientId, ClusterId, Digest, Entry, Epoch, EpochStart, GroupId, Header, Level, Lsn, NodeId, Origin, Record,
-    Reign, Request, SessionInfo, SessionRole, Tag, Target, Time,
+    Body, ClientId, ClusterId, Digest, Entry, Epoch, EpochStart, GroupId, Header, Level, Lsn, NodeId, Origin,
+    PLACES_MAX, Places, Placing, Record, Reign, Request, SessionInfo, SessionRole, Tag, Target, Time,
 };
 use tagalong::message::{
     Attach, BackupMessage, ClientFrame, ClientMessage, Hello, NodeFrame, NodeMessage, Outcome, Payloads, PeerHello,
@@ -244,15 +244,34 @@ impl Forge {
         records
     }
 
+    /// Such as a primary could say, often of sessions that are there, and otherwise bytes.
+    pub(crate) fn places(&mut self) -> Places {
+        let (epoch, first, time) = (self.epoch(), self.lsn(), Time(self.number()));
+        let mut placing = Placing::new(epoch);
+        for at in 0..1 + self.below(4) {
+            let lsn = Lsn(first.0.saturating_add(at));
+            let handle = u32::try_from(self.below(3) + at).unwrap();
+            placing.push(lsn, time, (self.client(), self.request()), handle, self.request());
+        }
+        let places = placing.finish().swap_remove(0);
+        match self.below(4) {
+            0 => Places { who: self.bytes(), ..places },
+            1 => Places { count: u32::try_from(1 + self.below(u64::from(PLACES_MAX))).unwrap(), ..places },
+            _ => places,
+        }
+    }
+
     pub(crate) fn item(&mut self) -> ReportItem {
         let payload = self.bytes();
-        match self.below(4) {
+        match self.below(5) {
             0 => ReportItem::Held { header: self.header(&payload), reply: None },
             1 => ReportItem::InDoubt {
                 request: self.request(),
                 length: u32::try_from(self.below(1 << 32)).unwrap(),
                 digest: self.digest(&payload),
+                answered: self.request(),
             },
+            3 => ReportItem::Places(self.places()),
             2 => ReportItem::Share {
                 epoch: self.epoch(),
                 id: self.number(),
@@ -405,6 +424,7 @@ impl Forge {
                 stable: self.lsn(),
                 settled: self.lsn(),
                 manifest: self.many(|forge| forge.header(&Bytes::new())),
+                places: self.many(Self::places),
                 shares: self.many(Self::share),
                 prompt: self.below(2) == 0,
                 short: self.below(2) == 0,

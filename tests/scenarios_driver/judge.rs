@@ -323,7 +323,7 @@ impl Judge {
             if client.core.as_ref().and_then(|core| core.attached()) != Some(primary.epoch()) {
                 self.violate(format!("I9: {} is not attached to {name}: {:?}", client.name, client.events.last()));
             }
-            if !image.commands.is_empty() || !image.headers.is_empty() || !image.shares.is_empty() {
+            if !image.commands.is_empty() || image.told().next().is_some() || !image.shares.is_empty() {
                 let (commands, headers, shares) = (&image.commands, &image.headers, image.shares.len());
                 self.violate(format!("I9: {} holds {commands:?} {headers:?} {shares} shares", client.name));
             }

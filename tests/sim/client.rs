@@ -156,7 +156,8 @@ impl SimClient {
         let soft = |op: &&CacheOp| {
             let (tag, mark) =
                 (matches!(op, CacheOp::Tag { .. }), matches!(op, CacheOp::Stable(..) | CacheOp::Settled(..)));
-            tag || mark || matches!(op, CacheOp::Share(_) | CacheOp::Headers(_) | CacheOp::Observed(..))
+            tag || mark
+                || matches!(op, CacheOp::Share(_) | CacheOp::Headers(_) | CacheOp::Places(_) | CacheOp::Observed(..))
         };
         let most = self.ops.iter().rev().take_while(soft).count();
         self.ops.truncate(self.ops.len() - dice.index(most + 1));

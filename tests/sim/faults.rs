@@ -513,7 +513,7 @@ impl World {
             return Some(format!("{} calls are left, closing: {}", client.calls_left, client.closing));
         }
         let image = core.image();
-        let empty = image.commands.is_empty() && image.headers.is_empty() && image.shares.is_empty();
+        let empty = image.commands.is_empty() && image.told().next().is_none() && image.shares.is_empty();
         if core.unsent() > 0 || !empty || image.bytes > 0 || image.share_bytes > 0 {
             let (unsent, commands, headers, shares) = (core.unsent(), &image.commands, &image.headers, &image.shares);
             return Some(format!("I9: unsent {unsent}, its cache is {commands:?} {headers:?} {shares:?}"));

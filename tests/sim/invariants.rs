@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use std::collections::BTreeSet;
+
 use tagalong::client::ClientEvent;
 use tagalong::log::{Body, Epoch, EpochStart, Header, Level, Lsn, Origin, Record, Request, Target, in_ranges};
 use tagalong::message::{BackupMessage, NodeFrame, NodeMessage, Outcome, PrimaryMessage};
@@ -276,6 +278,8 @@ impl Oracle {
             self.violate("I3", format!("node {at} calls {} stable; the target has {stable}", frame.stable));
         }
         let mut named: Vec<Lsn> = frame.manifest.iter().map(|header| header.lsn).collect();
+        // They are told of as a whole, also of what the frame does not reveal.
+        named.extend(frame.places.iter().map(|places| places.first));
         for response in &frame.responses {
             let Some(tag) = response.tag else { continue };
             named.push(tag.lsn);
@@ -342,11 +346,8 @@ impl Oracle {
             }
         }
         // Both in their order: where clients are many, each holds many headers.
-        let mut left = image.headers.keys().peekable();
-        let headers = before.headers.iter().filter(|place| {
-            while left.next_if(|known| known < place).is_some() {}
-            left.peek() != Some(place)
-        });
+        let left: BTreeSet<(Epoch, Lsn)> = image.told().collect();
+        let headers = before.headers.iter().filter(|place| !left.contains(place));
         released.extend(headers.map(|(epoch, lsn)| (*epoch, *lsn, None)));
         let answered = |request: &Request| {
             before.commands.iter().any(|(known, command)| known == request && command.reply.is_some())
@@ -387,7 +388,7 @@ impl Oracle {
             let place = (epoch, lsn);
             let own = header.origin.filter(|origin| origin.client == clients[at].id);
             let tagged = own.and_then(|origin| image.commands.get(&origin.request)).and_then(|command| command.tag);
-            let known = image.headers.contains_key(&place) || tagged.is_some_and(|tag| (tag.epoch, tag.lsn) == place);
+            let known = image.is_told(epoch, lsn) || tagged.is_some_and(|tag| (tag.epoch, tag.lsn) == place);
             if !known && !self.is_confirmed(clients, place, header.origin, &header.body) {
                 let what =
                     format!("client {at} sees the state at {seen}, but neither it nor the origin knows {header:?}");
@@ -402,7 +403,7 @@ impl Oracle {
         let died = |at: usize| self.views[at].died_with.contains(&place);
         if !matches!(body, Body::Command | Body::Noop) {
             let mut all = clients.iter().enumerate();
-            return all.any(|(at, client)| died(at) || client.image().headers.contains_key(&place) || client.ended);
+            return all.any(|(at, client)| died(at) || client.image().is_told(place.0, place.1) || client.ended);
         }
         let Some(origin) = origin else { return true };
         let at = number(origin.client);
@@ -466,7 +467,8 @@ impl Oracle {
     pub fn check_client(&mut self, plan: &Plan, at: usize, client: &SimClient) {
         let Some(core) = &client.core else { return };
         let image = core.image();
-        let commands = image.bytes - 128 * image.headers.len() as u64;
+        let places: u64 = image.places.values().map(tagalong::log::Places::cost).sum();
+        let commands = image.bytes - 128 * image.headers.len() as u64 - places;
         let room = if client.roomless { 0 } else { plan.client.share_bytes_max };
         let allowed = plan.client.cache_bytes_max - plan.client.cache_bytes_max / 8 - room;
         if image.share_bytes > 2 * room {

@@ -242,7 +242,7 @@ fn many_seeds() {
 /// A crowd, on the way to a thousand: all modes, and disasters in which its caches are what is left.
 #[test]
 fn a_hundred_clients() {
-    let Scale { rebuilt, authors, missing, .. } = check_crowd(0..6, 100);
+    let Scale { rebuilt, authors, missing, .. } = check_crowd(0..24, 100);
     assert!(rebuilt >= 40 && authors >= 25 && missing >= 10, "{rebuilt} entries of {authors}, {missing} missing");
 }
 

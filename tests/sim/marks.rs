@@ -201,7 +201,7 @@ impl World {
             }
             NodeMessage::Frame(frame) => {
                 let empty = frame.responses.is_empty() && frame.results.is_empty() && frame.shares.is_empty();
-                marks.reach_if(empty && !frame.manifest.is_empty(), "headers go in a frame of their own");
+                marks.reach_if(empty && !frame.places.is_empty(), "headers go in a frame of their own");
                 for response in &frame.responses {
                     let superseded = response.outcome == Some(Outcome::Superseded);
                     marks.reach_if(superseded, "a superseded number is answered");

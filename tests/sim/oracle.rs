@@ -129,7 +129,8 @@ impl Scale {
     pub fn sent(&mut self, frame: &NodeFrame) {
         let replies = frame.responses.iter().filter(|response| response.outcome.is_some()).count();
         self.answers += (replies + frame.results.len()) as u64;
-        self.headers += frame.manifest.len() as u64;
+        let placed: u64 = frame.places.iter().map(|places| u64::from(places.count)).sum();
+        self.headers += frame.manifest.len() as u64 + placed;
     }
 
     pub fn recovered(&mut self, reign: &ReignLog) {
@@ -371,7 +372,7 @@ impl Oracle {
     /// The entries whose places a cache knows.
     pub fn places(&self, image: &CacheImage) -> BTreeSet<(Epoch, Lsn)> {
         let tags = image.commands.values().filter_map(|command| command.tag.map(|tag| (tag.epoch, tag.lsn)));
-        image.headers.keys().copied().chain(tags).collect()
+        image.told().chain(tags).collect()
     }
 
     pub fn on_client_crash(&mut self, client: &SimClient) {
@@ -490,7 +491,7 @@ impl Oracle {
         let tagged = image.commands.iter().filter(|(_, command)| command.tag.is_some());
         Held {
             commands: tagged.map(|(request, command)| (*request, command.clone())).collect(),
-            headers: image.headers.keys().copied().collect(),
+            headers: image.told().collect(),
         }
     }
 }

@@ -21,6 +21,8 @@ pub struct Survivors<'a> {
     /// The highest LSN that any of them observed.
     pub observed: Lsn,
     headers: BTreeSet<Lsn>,
+    /// Those of which manifests told no more than the place.
+    told: BTreeSet<Lsn>,
     /// Commands that their authors have.
     payloads: BTreeSet<Lsn>,
     /// Commands that follow from shares.
@@ -48,6 +50,7 @@ impl<'a> Survivors<'a> {
             base,
             observed: base,
             headers: BTreeSet::new(),
+            told: BTreeSet::new(),
             payloads: BTreeSet::new(),
             decoded: BTreeSet::new(),
             placed: BTreeSet::new(),
@@ -58,6 +61,7 @@ impl<'a> Survivors<'a> {
             }
             let known = image.headers.keys().filter(|(of, _)| *of == epoch).map(|(_, lsn)| *lsn);
             survivors.headers.extend(known);
+            survivors.told.extend(image.told().filter(|(of, _)| *of == epoch).map(|(_, lsn)| lsn));
             for (request, command) in &image.commands {
                 let tag = command.tag.filter(|tag| tag.epoch == epoch);
                 survivors.headers.extend(tag.map(|tag| tag.lsn));
@@ -133,7 +137,8 @@ impl<'a> Survivors<'a> {
     /// Whether the entry can be put back in its place, with the help of shares or without.
     pub fn supplies(&self, lsn: Lsn, shares: bool) -> bool {
         let Some(Entry { header, .. }) = self.entry(lsn) else { return false };
-        let placed = self.headers.contains(&lsn) || (shares && self.placed.contains(&lsn));
+        let in_doubt = self.told.contains(&lsn) && self.payloads.contains(&lsn);
+        let placed = self.headers.contains(&lsn) || in_doubt || (shares && self.placed.contains(&lsn));
         let whole = header.body != Body::Command || header.length == 0 || self.payloads.contains(&lsn);
         placed && (whole || (shares && self.decoded.contains(&lsn)))
     }

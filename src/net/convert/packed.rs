@@ -1,4 +1,4 @@
-//! Writes, responses, headers and records in columns: what flows in thousands, in as few bytes and steps as can be.
+//! Writes, responses, headers, places, records and reports in columns: what flows in thousands, in as few bytes and steps as can be.
 //!
 //! A list is one `bytes` field of its message. It begins with its count; then come the items, each saying only in what it
 //! differs from what the one before it makes likely; then, end to end, the payloads, so that the receiver copies them out
@@ -8,7 +8,9 @@
 //! writes    (flags · [request] · [answered] · [length] · digest)*          payload*
 //! responses (flags · [request] · [tag] · [length])*                        reply*
 //! headers   (flags · whole header | [lsn] · client · request · [time] · [answered] · length · digest)*
+//! places    (first · count · time · length)*                               who*
 //! records   (header · [length] · digest of the reply)*                     payload*
+//! items     (kind · header [· digest of the reply] | request · answered · length · digest | places | share)*
 //! ```
 //!
 //! The client of a header is the distance back to where it was named last, among the few that were named lately, or 0 and
@@ -22,8 +24,10 @@ use bytes::Bytes;
 use super::handed_out;
 use crate::codec::{Put, Take, whole};
 use crate::error::{Code, Error, Result};
-use crate::log::{Body, ClientId, Digest, Entry, Epoch, Header, Level, Lsn, Origin, Record, Request, Tag, Time};
-use crate::message::{Outcome, Response, Write};
+use crate::log::{
+    Body, ClientId, Digest, Entry, Epoch, Header, Level, Lsn, Origin, PLACES_MAX, Places, Record, Request, Tag, Time,
+};
+use crate::message::{Outcome, ReportItem, Response, Write};
 
 /// Clients among which a header's is looked for.
 const CLIENTS: usize = 16;
@@ -64,7 +68,7 @@ fn take_digest(take: &mut Take<'_>) -> Result<Digest> {
             Digest { algorithm: 1, value: bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte)) }
         }
         2 => Digest { algorithm: take.byte()?, value: take.u64()? },
-        other => return Err(unknown("digest", other)),
+        other => return Err(unknown("a digest", other)),
     })
 }
 
@@ -87,7 +91,7 @@ fn level(bits: u8) -> Level {
 }
 
 fn unknown(what: &str, number: u8) -> Error {
-    Error::new(Code::Protocol, format!("a {what} has a form this build does not know: {number}"))
+    Error::new(Code::Protocol, format!("{what} has a form this build does not know: {number}"))
 }
 
 /// Reads a list, and says which one it was if it cannot be read. What is left after the items are the payloads.
@@ -195,7 +199,7 @@ pub(super) fn writes(field: &str, bytes: &[u8]) -> Result<Vec<Write>> {
     let (items, payloads) = read(field, bytes, |take| {
         let flags = take.byte()?;
         if flags >= 1 << 6 {
-            return Err(unknown("write", flags));
+            return Err(unknown("a write", flags));
         }
         let has = |flag| flags & flag != 0;
         request = if has(NEXT_REQUEST) { request.wrapping_add(1) } else { unzigzag(take.number()?, request) };
@@ -297,7 +301,7 @@ impl Before {
             }
             COMMAND if flags < 1 << 6 => Body::Command,
             NOOP if flags < 1 << 6 => Body::Noop,
-            _ => return Err(unknown("header", flags)),
+            _ => return Err(unknown("a header", flags)),
         };
         let has = |flag| flags & flag != 0;
         let lsn = if has(NEXT_LSN) { self.lsn.wrapping_add(1) } else { unzigzag(take.number()?, self.lsn) };
@@ -346,11 +350,139 @@ pub(super) fn put_headers(headers: &[Header], epoch: Epoch) -> Bytes {
 pub(super) fn headers(field: &str, bytes: &[u8], epoch: Epoch) -> Result<Vec<Header>> {
     let mut before = Before::new(epoch);
     let (headers, rest) = read(field, bytes, |take| match before.take(take)? {
-        (_, flags) if flags & AS_SAID != 0 => Err(unknown("header", flags)),
+        (_, flags) if flags & AS_SAID != 0 => Err(unknown("a header", flags)),
         (header, _) => Ok(header),
     })?;
     Payloads::new(field, Bytes::copy_from_slice(rest), std::iter::empty())?;
     Ok(headers)
+}
+
+// ---- places ----
+
+/// Places of a message of this epoch.
+pub(super) fn put_places(places: &[Places]) -> Bytes {
+    if places.is_empty() {
+        return Bytes::new();
+    }
+    let mut out = Vec::with_capacity(places.iter().map(|places| places.who.len() + 16).sum::<usize>() + 4);
+    let mut put = Put(&mut out);
+    put.number(places.len() as u64);
+    let (mut first, mut time) = (0, 0);
+    for places in places {
+        put.number(zigzag(places.first.0, first));
+        put.number(u64::from(places.count));
+        put.number(zigzag(places.time.0, time));
+        put.number(places.who.len() as u64);
+        (first, time) = (places.first.0.wrapping_add(u64::from(places.count)), places.time.0);
+    }
+    places.iter().for_each(|places| put.0.extend_from_slice(&places.who));
+    out.into()
+}
+
+/// Copied out of the receive buffer, together: a client keeps those of a frame for about as long as each other.
+pub(super) fn places(field: &str, bytes: &[u8], epoch: Epoch) -> Result<Vec<Places>> {
+    let (mut first, mut time) = (0_u64, 0);
+    let (items, who) = read(field, bytes, |take| {
+        first = unzigzag(take.number()?, first);
+        let count = take.u32()?;
+        if !(1..=PLACES_MAX).contains(&count) {
+            return Err(Error::new(Code::Protocol, "an absurd number of places"));
+        }
+        time = unzigzag(take.number()?, time);
+        let places = Places { epoch, first: Lsn(first), count, time: Time(time), who: Bytes::new() };
+        first = first.wrapping_add(u64::from(count));
+        Ok((places, length_of(take)?))
+    })?;
+    let mut who = Payloads::new(field, Bytes::copy_from_slice(who), items.iter().map(|(_, length)| *length))?;
+    Ok(items.into_iter().map(|(places, length)| Places { who: who.next(length), ..places }).collect())
+}
+
+// ---- items of a report ----
+
+const HELD: u8 = 0;
+const HELD_ANSWERED: u8 = 1;
+const IN_DOUBT: u8 = 2;
+const HEADER: u8 = 3;
+const PLACES: u8 = 4;
+const SHARE: u8 = 5;
+
+/// Items of a report, most of them of this epoch.
+pub(super) fn put_items(items: &[ReportItem], epoch: Epoch) -> Bytes {
+    if items.is_empty() {
+        return Bytes::new();
+    }
+    let mut out = Vec::with_capacity(items.len() * 24 + 16);
+    let mut put = Put(&mut out);
+    put.number(items.len() as u64);
+    let (mut before, mut doubted) = (Before::new(epoch), 0);
+    for item in items {
+        match item {
+            ReportItem::Held { header, reply } => {
+                put.byte(if reply.is_some() { HELD_ANSWERED } else { HELD });
+                before.put(&mut put, header, 0);
+                reply.iter().for_each(|reply| put_digest(&mut put, *reply));
+            }
+            ReportItem::InDoubt { request, length, digest, answered } => {
+                put.byte(IN_DOUBT);
+                put.number(zigzag(request.0, doubted));
+                put.number(zigzag(answered.0, request.0));
+                put.number(u64::from(*length));
+                put_digest(&mut put, *digest);
+                doubted = request.0.wrapping_add(1);
+            }
+            ReportItem::Header(header) => {
+                put.byte(HEADER);
+                before.put(&mut put, header, 0);
+            }
+            ReportItem::Places(places) => {
+                put.byte(PLACES);
+                put.places(places);
+            }
+            ReportItem::Share { epoch, id, hold_until, length } => {
+                put.byte(SHARE);
+                put.epoch(*epoch);
+                put.number(*id);
+                put.number(hold_until.0);
+                put.number(u64::from(*length));
+            }
+        }
+    }
+    out.into()
+}
+
+pub(super) fn items(field: &str, bytes: &[u8], epoch: Epoch) -> Result<Vec<ReportItem>> {
+    let (mut before, mut doubted) = (Before::new(epoch), 0);
+    let mut header = |take: &mut Take<'_>| match before.take(take)? {
+        (_, flags) if flags & AS_SAID != 0 => Err(unknown("a header", flags)),
+        (header, _) => Ok(header),
+    };
+    let (items, rest) = read(field, bytes, |take| {
+        Ok(match take.byte()? {
+            HELD => ReportItem::Held { header: header(take)?, reply: None },
+            HELD_ANSWERED => ReportItem::Held { header: header(take)?, reply: Some(take_digest(take)?) },
+            IN_DOUBT => {
+                let request = unzigzag(take.number()?, doubted);
+                doubted = request.wrapping_add(1);
+                ReportItem::InDoubt {
+                    request: Request(request),
+                    answered: Request(unzigzag(take.number()?, request)),
+                    length: take.u32()?,
+                    digest: take_digest(take)?,
+                }
+            }
+            HEADER => ReportItem::Header(header(take)?),
+            PLACES => ReportItem::Places(take.places()?),
+            SHARE => ReportItem::Share {
+                epoch: take.epoch()?,
+                id: take.number()?,
+                hold_until: Lsn(take.number()?),
+                length: take.u32()?,
+            },
+            other => return Err(unknown("an item of a report", other)),
+        })
+    })?;
+    Payloads::new(field, Bytes::copy_from_slice(rest), std::iter::empty())?;
+    Ok(items)
 }
 
 // ---- records ----
@@ -497,7 +629,7 @@ pub(super) fn responses(field: &str, bytes: &Bytes, epoch: Epoch, stable: Lsn) -
         let flags = take.byte()?;
         request = if flags & NEXT == 0 { unzigzag(take.number()?, request) } else { request.wrapping_add(1) };
         if flags >= 1 << 4 || flags & OUTCOME > SUPERSEDED || flags & (TAG | NEXT) == NEXT {
-            return Err(unknown("response", flags));
+            return Err(unknown("a response", flags));
         }
         if flags & (OUTCOME | TAG) == NONE {
             // Waiting for the rest would be waiting for ever: it ended in a way that this build does not know.

@@ -1,12 +1,12 @@
 //! The stream between a client and a node.
 
-use super::words::{self, digest, digest_pb, epoch, id, id_bytes, known};
+use super::words::{self, epoch, id, id_bytes, known};
 use super::{choice, handed_out, kept, packed, pb, required};
 use crate::error::{Code, Error, Result};
 use crate::log::{ClientId, ClusterId, GroupId, Level, Lsn, NodeId, Reign, Request};
 use crate::message::{
-    Attach, ClientFrame, ClientMessage, Hello, NodeFrame, NodeMessage, Payloads, Query, QueryResult, Report,
-    ReportItem, Role, Status, Welcome,
+    Attach, ClientFrame, ClientMessage, Hello, NodeFrame, NodeMessage, Payloads, Query, QueryResult, Report, Role,
+    Status, Welcome,
 };
 use crate::share::Share;
 
@@ -140,55 +140,11 @@ impl TryFrom<pb::ClientFrame> for ClientFrame {
     }
 }
 
-impl From<ReportItem> for pb::ReportItem {
-    fn from(item: ReportItem) -> Self {
-        use pb::report_item::Item;
-        let item = match item {
-            ReportItem::Held { header, reply } => {
-                Item::Held(pb::Held { header: Some(header.into()), reply: reply.map(pb::Digest::from) })
-            }
-            ReportItem::InDoubt { request, length, digest } => {
-                Item::InDoubt(pb::InDoubt { request: request.0, length, digest: digest_pb(digest) })
-            }
-            ReportItem::Header(header) => Item::Header(header.into()),
-            ReportItem::Share { epoch, id, hold_until, length } => {
-                Item::Share(pb::KeptShare { epoch: Some(epoch.into()), id, hold_until: hold_until.0, length })
-            }
-        };
-        Self { item: Some(item) }
-    }
-}
-
-impl TryFrom<pb::ReportItem> for ReportItem {
-    type Error = Error;
-    fn try_from(item: pb::ReportItem) -> Result<Self> {
-        use pb::report_item::Item;
-        Ok(match required("ReportItem.item", item.item)? {
-            Item::Held(held) => Self::Held {
-                header: required("Held.header", held.header)?.try_into()?,
-                reply: held.reply.map(|reply| digest("Held.reply", Some(reply))).transpose()?,
-            },
-            Item::InDoubt(doubt) => Self::InDoubt {
-                request: Request(doubt.request),
-                length: doubt.length,
-                digest: digest("InDoubt.digest", doubt.digest)?,
-            },
-            Item::Header(header) => Self::Header(header.try_into()?),
-            Item::Share(share) => Self::Share {
-                epoch: epoch("KeptShare.epoch", share.epoch)?,
-                id: share.id,
-                hold_until: Lsn(share.hold_until),
-                length: share.length,
-            },
-        })
-    }
-}
-
 impl From<Report> for pb::Report {
     fn from(Report { epoch, items, observed, stable, end }: Report) -> Self {
         Self {
             epoch: Some(epoch.into()),
-            items: items.into_iter().map(pb::ReportItem::from).collect(),
+            items: packed::put_items(&items, observed.0),
             observed_epoch: Some(observed.0.into()),
             observed: observed.1.0,
             stable_epoch: Some(stable.0.into()),
@@ -201,10 +157,11 @@ impl From<Report> for pb::Report {
 impl TryFrom<pb::Report> for Report {
     type Error = Error;
     fn try_from(report: pb::Report) -> Result<Self> {
+        let observed = known(report.observed_epoch);
         Ok(Self {
             epoch: epoch("Report.epoch", report.epoch)?,
-            items: report.items.into_iter().map(ReportItem::try_from).collect::<Result<_>>()?,
-            observed: (known(report.observed_epoch), Lsn(report.observed)),
+            items: packed::items("Report.items", &report.items, observed)?,
+            observed: (observed, Lsn(report.observed)),
             stable: (known(report.stable_epoch), Lsn(report.stable)),
             end: report.end,
         })
@@ -400,6 +357,7 @@ impl From<NodeFrame> for pb::NodeFrame {
             // Where nothing is covered the two are always the same.
             settled: (settled != stable).then_some(settled.0),
             manifest: packed::put_headers(&frame.manifest, epoch),
+            places: packed::put_places(&frame.places),
             shares: frame.shares.into_iter().map(|share| words::share_pb(share, epoch)).collect(),
             prompt: frame.prompt,
             short: frame.short,
@@ -422,6 +380,7 @@ impl TryFrom<pb::NodeFrame> for NodeFrame {
             stable,
             settled: frame.settled.map_or(stable, Lsn),
             manifest: packed::headers("NodeFrame.manifest", &frame.manifest, epoch)?,
+            places: packed::places("NodeFrame.places", &frame.places, epoch)?,
             shares: shares.collect::<Result<_>>()?,
             prompt: frame.prompt,
             short: frame.short,

@@ -16,9 +16,9 @@ use prost::Message;
 
 use super::*;
 use crate::client::{CacheImage, CacheOp};
-use crate::log::{ClientId, Digest, Epoch, GapPolicy, Level, Lsn, NodeId, Request, Tag};
+use crate::log::{ClientId, Digest, Epoch, GapPolicy, Level, Lsn, NodeId, Places, Request, Tag, Time};
 use crate::message::{
-    ClientFrame, NodeFrame, NodeStatus, Outcome, Payloads, Query, QueryResult, ReportItem, Response, Write,
+    ClientFrame, NodeFrame, NodeStatus, Outcome, Payloads, Query, QueryResult, Report, ReportItem, Response, Write,
 };
 use crate::node::Admin;
 
@@ -359,7 +359,13 @@ fn the_encoding_is_the_one_of_version_1() {
         PrimaryMessage::Append { epoch, base: Lsn(1), stable: Lsn(2), echo: 3, records: vec![record.clone()].into() };
     let append = hex(&pb::PrimaryMessages::from(vec![append]));
     let held = ReportItem::Held { header: header.clone(), reply: Some(record.reply) };
-    let held = hex(&pb::ReportItem::from(held));
+    let (request, answered) = (Request(9), Request(8));
+    let in_doubt = ReportItem::InDoubt { request, length: 7, digest, answered };
+    let places = Places { epoch, first: Lsn(5), count: 2, time: Time(7), who: Bytes::from_static(b"who") };
+    let kept = ReportItem::Share { epoch, id: 8, hold_until: Lsn(9), length: 4 };
+    let items = vec![held, in_doubt, ReportItem::Header(header.clone()), ReportItem::Places(places.clone()), kept];
+    let report = Report { epoch, items, observed: (epoch, Lsn(6)), stable: (epoch, Lsn(4)), end: true };
+    let report = hex(&pb::Report::from(report));
 
     let write = Write {
         request: Request(6),
@@ -376,18 +382,25 @@ fn the_encoding_is_the_one_of_version_1() {
     let response = Response { request: Request(6), tag: Some(strategies::plain_tag(epoch, Lsn(4))), outcome };
     let frame =
         NodeFrame { epoch, seq: 8, stable: Lsn(4), settled: Lsn(4), responses: vec![response], ..Default::default() };
-    let frame = NodeFrame { manifest: vec![header], closed: true, ..frame };
+    let frame = NodeFrame { manifest: vec![header], places: vec![places], closed: true, ..frame };
     let frame = hex(&pb::NodeMessages::from(vec![NodeMessage::Frame(frame)]));
     let records = "01310800050000000000000000000000000000000c0e0701156a2c4201e0c6a8fd7061796c6f6164";
     assert_eq!(append, format!("0a41223f0a0d080110021903000000000000001001180220032a28{records}"));
-    let of_header =
-        "0a0d0801100219030000000000000010041a140a100000000000000000000000000000000510062007280530073a0b080111156a2c42";
-    assert_eq!(held, format!("0a4c0a3d{of_header}00000000820100120b080111e0c6a8fd00000000"));
+    let of_epoch = "0a0d08011002190300000000000000";
+    let of_held = "01110800050000000000000000000000000000000c0e0701156a2c4201e0c6a8fd";
+    let (of_doubt, of_header) = ("0212010701156a2c42", "03190001010701156a2c42");
+    let (of_places, of_share) = ("04010203000000000000000502070377686f", "0501020300000000000000080904");
+    let items = format!("05{of_held}{of_doubt}{of_header}{of_places}{of_share}");
+    let epoch = &of_epoch[2..];
+    assert_eq!(report, format!("{of_epoch}1256{items}1a{epoch}20062a{epoch}30043801"));
     let packed = "01070c0a0701156a2c427061796c6f6164";
     assert_eq!(writes, format!("0a281a260a0d0801100219030000000000000010081a11{packed}2801"));
     let manifest = "01110800050000000000000000000000000000000c0e0701156a2c42";
     let responses = "01050c59120e057265706c79";
-    assert_eq!(frame, format!("0a4332410a0d0801100219030000000000000010081804221c{manifest}2a0c{responses}3801"));
+    let places = "010a020e0377686f";
+    let responses = format!("2a0c{responses}3801");
+    let frame_of = format!("{of_epoch}10081804221c{manifest}{responses}6208{places}");
+    assert_eq!(frame, format!("0a4d324b{frame_of}"));
 }
 
 #[test]
@@ -408,6 +421,4 @@ fn the_encoding_of_coverage_is_the_one_of_version_1() {
     assert_eq!(hex(&sent), format!("{in_epoch}1a1e{of_share}"));
     let sent = pb::Payloads::from(Payloads { epoch: Epoch::ZERO, items: vec![], shares: vec![share] });
     assert_eq!(hex(&sent), format!("0a001a2d{in_epoch}{of_share}"));
-    let kept = ReportItem::Share { epoch, id: 8, hold_until: Lsn(9), length: 4 };
-    assert_eq!(hex(&pb::ReportItem::from(kept)), format!("2215{in_epoch}100818092004"));
 }

@@ -1,4 +1,4 @@
-//! What every stream is made of: identities, epochs, digests, headers, records, tags, shares.
+//! What every stream is made of: identities, epochs, levels, roles, reigns, shares.
 
 use std::ops::Range;
 
@@ -6,10 +6,7 @@ use bytes::Bytes;
 
 use super::{choice, pb, required};
 use crate::error::{Code, Error, Result};
-use crate::log::{
-    Body, ClientId, Digest, Epoch, EpochStart, GapPolicy, Header, Level, Lsn, NodeId, Origin, Reign, Request,
-    SessionInfo, SessionRole, Target, Time,
-};
+use crate::log::{ClientId, Epoch, GapPolicy, Level, Lsn, NodeId, Reign, SessionRole, Target};
 use crate::share::{Mode, Share};
 
 /// An identity of 128 bits.
@@ -52,25 +49,6 @@ pub(super) fn epoch(field: &str, epoch: Option<pb::Epoch>) -> Result<Epoch> {
 /// An epoch that says what somebody knows or has seen; absent, nothing yet.
 pub(super) fn known(epoch: Option<pb::Epoch>) -> Epoch {
     epoch.map_or(Epoch::ZERO, Epoch::from)
-}
-
-impl From<Digest> for pb::Digest {
-    fn from(Digest { algorithm, value }: Digest) -> Self {
-        Self { algorithm: algorithm.into(), value }
-    }
-}
-
-/// Absent where there is none: most system entries have neither a payload nor a reply.
-pub(super) fn digest_pb(digest: Digest) -> Option<pb::Digest> {
-    (digest != Digest::default()).then(|| digest.into())
-}
-
-pub(super) fn digest(field: &str, digest: Option<pb::Digest>) -> Result<Digest> {
-    let pb::Digest { algorithm, value } = digest.unwrap_or_default();
-    let algorithm = u8::try_from(algorithm).map_err(|_| {
-        Error::new(Code::Protocol, format!("{field} names algorithm {algorithm}; identifiers are below 256"))
-    })?;
-    Ok(Digest { algorithm, value })
 }
 
 impl From<Level> for pb::Level {
@@ -180,131 +158,6 @@ impl TryFrom<pb::Reign> for Reign {
     fn try_from(pb::Reign { epoch: reign, start, base, gaps }: pb::Reign) -> Result<Self> {
         let gaps = ranges("Reign.gaps", gaps)?;
         Ok(Self { epoch: epoch("Reign.epoch", reign)?, start: Lsn(start), base: Lsn(base), gaps })
-    }
-}
-
-impl From<EpochStart> for pb::EpochStart {
-    fn from(start: EpochStart) -> Self {
-        Self {
-            previous: Some(start.previous.into()),
-            base: start.base.0,
-            observed: start.observed.0,
-            f: start.f.into(),
-            lowest: pb::Level::from(start.lowest).into(),
-            log_before_send: start.log_before_send,
-            target: Some(start.target.into()),
-            policy: policy_pb(start.policy).into(),
-            missing: client_ids(start.missing),
-            excluded: client_ids(start.excluded),
-            gaps: ranges_pb(start.gaps),
-        }
-    }
-}
-
-impl TryFrom<pb::EpochStart> for EpochStart {
-    type Error = Error;
-    fn try_from(start: pb::EpochStart) -> Result<Self> {
-        let lowest = level("EpochStart.lowest", start.lowest, Code::UnknownKind)?;
-        Ok(Self {
-            previous: known(start.previous),
-            base: Lsn(start.base),
-            observed: Lsn(start.observed),
-            f: domains("EpochStart.f", start.f)?,
-            lowest: required("EpochStart.lowest", lowest)?,
-            log_before_send: start.log_before_send,
-            target: target("EpochStart.target", start.target, Code::UnknownKind)?,
-            policy: policy("EpochStart.policy", start.policy, Code::UnknownKind)?,
-            missing: clients("EpochStart.missing", &start.missing)?,
-            excluded: clients("EpochStart.excluded", &start.excluded)?,
-            gaps: ranges("EpochStart.gaps", start.gaps)?,
-        })
-    }
-}
-
-impl From<Body> for pb::header::Body {
-    fn from(body: Body) -> Self {
-        let unit = pb::Unit {};
-        match body {
-            Body::Command => Self::Command(unit),
-            Body::Noop => Self::Noop(unit),
-            Body::Open(SessionInfo { incarnation, domain, role }) => {
-                Self::Open(pb::Open { incarnation, domain, role: pb::SessionRole::from(role).into() })
-            }
-            Body::Suspend => Self::Suspend(unit),
-            Body::Resume(incarnation) => Self::Resume(incarnation),
-            Body::Close => Self::Close(unit),
-            Body::Expire => Self::Expire(unit),
-            Body::Config(target) => Self::Config(target.into()),
-            Body::EpochStart(start) => Self::EpochStart(Box::new((*start).into())),
-        }
-    }
-}
-
-impl TryFrom<pb::header::Body> for Body {
-    type Error = Error;
-    fn try_from(body: pb::header::Body) -> Result<Self> {
-        Ok(match body {
-            pb::header::Body::Command(pb::Unit {}) => Self::Command,
-            pb::header::Body::Noop(pb::Unit {}) => Self::Noop,
-            pb::header::Body::Open(pb::Open { incarnation, domain, role }) => {
-                let role = session_role("Open.role", role, Code::UnknownKind)?;
-                Self::Open(SessionInfo { incarnation, domain, role })
-            }
-            pb::header::Body::Suspend(pb::Unit {}) => Self::Suspend,
-            pb::header::Body::Resume(incarnation) => Self::Resume(incarnation),
-            pb::header::Body::Close(pb::Unit {}) => Self::Close,
-            pb::header::Body::Expire(pb::Unit {}) => Self::Expire,
-            pb::header::Body::Config(to) => Self::Config(target("Header.config", Some(to), Code::UnknownKind)?),
-            pb::header::Body::EpochStart(start) => Self::EpochStart(Box::new((*start).try_into()?)),
-        })
-    }
-}
-
-impl From<Origin> for pb::Origin {
-    fn from(Origin { client, request }: Origin) -> Self {
-        Self { client: id_bytes(client.0), request: request.0 }
-    }
-}
-
-impl TryFrom<pb::Origin> for Origin {
-    type Error = Error;
-    fn try_from(pb::Origin { client, request }: pb::Origin) -> Result<Self> {
-        Ok(Self { client: ClientId(id("Origin.client", &client)?), request: Request(request) })
-    }
-}
-
-impl From<Header> for pb::Header {
-    fn from(header: Header) -> Self {
-        Self {
-            epoch: Some(header.epoch.into()),
-            lsn: header.lsn.0,
-            origin: header.origin.map(pb::Origin::from),
-            time_us: header.time.0,
-            answered: header.answered.0,
-            length: header.length,
-            digest: digest_pb(header.digest),
-            body: Some(header.body.into()),
-        }
-    }
-}
-
-impl TryFrom<pb::Header> for Header {
-    type Error = Error;
-    fn try_from(header: pb::Header) -> Result<Self> {
-        let Some(body) = header.body else {
-            let why = format!("Header.body at LSN {} is of a kind this build does not know", header.lsn);
-            return Err(Error::new(Code::UnknownKind, why));
-        };
-        Ok(Self {
-            epoch: epoch("Header.epoch", header.epoch)?,
-            lsn: Lsn(header.lsn),
-            body: body.try_into()?,
-            origin: header.origin.map(Origin::try_from).transpose()?,
-            time: Time(header.time_us),
-            answered: Request(header.answered),
-            length: header.length,
-            digest: digest("Header.digest", header.digest)?,
-        })
     }
 }
 

@@ -3,9 +3,8 @@
 use bytes::Bytes;
 
 use super::super::*;
-use super::strategies;
-use crate::log::{ClientId, GapPolicy, Header};
-use crate::message::{Attach, NodeStatus, QueryResult, ReportItem, Status, Welcome};
+use crate::log::{ClientId, GapPolicy};
+use crate::message::{Attach, NodeStatus, QueryResult, Status, Welcome};
 use crate::node::Admin;
 
 /// `value` is refused with `code`, and the message says which `field` it is.
@@ -20,7 +19,6 @@ fn refused<W, T: TryFrom<W, Error = Error>>(value: W, code: Code, field: &str) {
 }
 
 const EPOCH: Option<pb::Epoch> = Some(pb::Epoch { generation: 0, number: 1, node: 2 });
-const TOO_LARGE: Option<pb::Digest> = Some(pb::Digest { algorithm: 256, value: 0 });
 
 fn id() -> Bytes {
     Bytes::from_static(&[7; 16])
@@ -65,6 +63,16 @@ fn refused_manifest(manifest: &'static [u8], code: Code, why: &str) {
     refused::<_, Vec<NodeMessage>>(from_node(pb::node_message::Message::Frame(frame)), code, why);
 }
 
+fn refused_places(places: &'static [u8], why: &str) {
+    let frame = pb::NodeFrame { epoch: EPOCH, places: Bytes::from_static(places), ..Default::default() };
+    refused::<_, Vec<NodeMessage>>(from_node(pb::node_message::Message::Frame(frame)), Code::Protocol, why);
+}
+
+fn refused_items(items: &'static [u8], code: Code, why: &str) {
+    let report = pb::Report { epoch: EPOCH, items: Bytes::from_static(items), ..Default::default() };
+    refused::<_, Vec<ClientMessage>>(from_client(pb::client_message::Message::Report(report)), code, why);
+}
+
 /// In both of the messages that carry some.
 fn refused_records(records: &'static [u8], why: &str) {
     let append = pb::Append { epoch: EPOCH, records: Bytes::from_static(records), ..Default::default() };
@@ -93,18 +101,15 @@ fn a_list_that_is_not_as_it_says() {
     refused_manifest(&[2, 1, 0], Code::Protocol, "NodeFrame.manifest: it has more items");
     refused_manifest(&[1, 3, 0, 0], Code::Protocol, "NodeFrame.manifest: a header has a form");
     refused_manifest(&[1, 0x3d, 1, 0, 0, 0], Code::Protocol, "NodeFrame.manifest: it names a client");
+    refused_places(&[1, 2, 1, 0, 9, 7, 7], "NodeFrame.places: its payloads have 2 bytes where 9 are told");
+    refused_places(&[9, 2, 1, 0], "NodeFrame.places: it has more items");
+    refused_items(&[1, 2, 2, 0, 3], Code::Protocol, "Report.items: malformed bytes: it ends too early");
+    refused_items(&[1, 3, 0x3d, 1, 0, 0, 0], Code::Protocol, "Report.items: it names a client");
+    refused_items(&[1, 2, 2, 0, 3, 0, 7], Code::Protocol, "Report.items: its payloads have 1 bytes");
     refused_records(&[1, 0x3d, 1, 0, 0, 0], "it names a client that it did not name before");
     refused_records(&[1, 0x3d, 0, 7, 7, 7], "malformed bytes: it ends too early");
     let record = &[1, 0x3d, 0, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 2, 9, 0, 3];
     refused_records(record, "a digest has a form this build does not know: 3");
-}
-
-fn header() -> pb::Header {
-    strategies::plain_record(Bytes::new()).entry.header.into()
-}
-
-fn start() -> pb::EpochStart {
-    crate::log::EpochStart::default().into()
 }
 
 #[test]
@@ -117,7 +122,7 @@ fn a_message_of_no_known_kind() {
     refused::<_, Vec<BackupMessage>>(batch, Code::Protocol, "BackupMessage.message");
     let batch = pb::PrimaryMessages { messages: vec![pb::PrimaryMessage::default()] };
     refused::<_, Vec<PrimaryMessage>>(batch, Code::Protocol, "PrimaryMessage.message");
-    refused::<_, ReportItem>(pb::ReportItem::default(), Code::Protocol, "ReportItem.item");
+    refused_items(&[1, 6, 0], Code::Protocol, "Report.items: an item of a report has a form");
     refused::<_, QueryResult>(pb::QueryResult::default(), Code::Protocol, "QueryResult.result");
 }
 
@@ -128,22 +133,8 @@ fn a_response_that_says_nothing() {
 
 #[test]
 fn an_entry_of_a_later_version() {
-    let kind = pb::Header { body: None, ..header() };
-    refused::<_, Header>(kind, Code::UnknownKind, "Header.body");
     refused_manifest(&[1, 0, 10, 0], Code::UnknownKind, "NodeFrame.manifest");
-
-    let with = |body| pb::Header { body: Some(body), ..header() };
-    let target = pb::header::Body::Config(pb::Target { target: None });
-    refused::<_, Header>(with(target), Code::UnknownKind, "Header.config");
-    let open = pb::header::Body::Open(pb::Open { role: 4, ..Default::default() });
-    refused::<_, Header>(with(open), Code::UnknownKind, "Open.role");
-    let started = |start| with(pb::header::Body::EpochStart(Box::new(start)));
-    let level = pb::EpochStart { lowest: 5, ..start() };
-    refused::<_, Header>(started(level), Code::UnknownKind, "EpochStart.lowest");
-    let policy = pb::EpochStart { policy: -1, ..start() };
-    refused::<_, Header>(started(policy), Code::UnknownKind, "EpochStart.policy");
-    let target = pb::EpochStart { target: Some(pb::Target { target: None }), ..start() };
-    refused::<_, Header>(started(target), Code::UnknownKind, "EpochStart.target");
+    refused_items(&[1, 3, 0, 10], Code::UnknownKind, "Report.items");
 }
 
 #[test]
@@ -172,10 +163,6 @@ fn a_message_of_a_later_version() {
 
 #[test]
 fn an_unspecified_choice() {
-    let open = pb::Header { body: Some(pb::header::Body::Open(pb::Open::default())), ..header() };
-    refused::<_, Header>(open, Code::Protocol, "Open.role");
-    let lowest = pb::EpochStart { lowest: 0, ..start() };
-    refused::<_, crate::log::EpochStart>(lowest, Code::Protocol, "EpochStart.lowest");
     let attach = pb::Attach { epoch: EPOCH, client: id(), ..Default::default() };
     refused::<_, Attach>(attach, Code::Protocol, "Attach.role");
     refused::<_, Welcome>(pb::Welcome { epoch: EPOCH, ..Default::default() }, Code::Protocol, "Welcome.lowest");
@@ -211,12 +198,6 @@ fn an_identity_that_is_not_16_bytes() {
         refused::<_, Status>(status, Code::Protocol, "Status.group");
         let attach = pb::Attach { epoch: EPOCH, client: id.clone(), role: 1, ..Default::default() };
         refused::<_, Attach>(attach, Code::Protocol, "Attach.client");
-        let origin = Some(pb::Origin { client: id.clone(), request: 1 });
-        refused::<_, Header>(pb::Header { origin, ..header() }, Code::Protocol, "Origin.client");
-        let missing = pb::EpochStart { missing: vec![id.clone()], ..start() };
-        refused::<_, crate::log::EpochStart>(missing, Code::Protocol, "EpochStart.missing");
-        let excluded = pb::EpochStart { excluded: vec![id.clone()], ..start() };
-        refused::<_, crate::log::EpochStart>(excluded, Code::Protocol, "EpochStart.excluded");
         let welcome = pb::PeerWelcome { cluster: id.clone(), group: self::id(), ..Default::default() };
         let welcome = from_primary(pb::primary_message::Message::Welcome(welcome));
         refused::<_, Vec<PrimaryMessage>>(welcome, Code::Protocol, "PeerWelcome.cluster");
@@ -272,31 +253,24 @@ fn a_missing_epoch() {
     for (message, field) in from_primaries {
         refused::<_, Vec<PrimaryMessage>>(from_primary(message), Code::Protocol, field);
     }
-    refused::<_, Header>(pb::Header { epoch: None, ..header() }, Code::Protocol, "Header.epoch");
     refused::<_, crate::log::Reign>(pb::Reign::default(), Code::Protocol, "Reign.epoch");
-    let share = pb::ReportItem { item: Some(pb::report_item::Item::Share(pb::KeptShare::default())) };
-    refused::<_, ReportItem>(share, Code::Protocol, "KeptShare.epoch");
 }
 
 #[test]
 fn a_missing_part() {
-    let held = pb::ReportItem { item: Some(pb::report_item::Item::Held(pb::Held::default())) };
-    refused::<_, ReportItem>(held, Code::Protocol, "Held.header");
     refused::<_, NodeStatus>(pb::NodeStatus::default(), Code::Protocol, "NodeStatus.status");
-    let target = pb::EpochStart { target: None, ..start() };
-    refused::<_, crate::log::EpochStart>(target, Code::Protocol, "EpochStart.target");
 }
 
 #[test]
 fn a_number_that_cannot_be() {
-    refused::<_, Header>(pb::Header { digest: TOO_LARGE, ..header() }, Code::Protocol, "Header.digest");
-    let held = pb::Held { header: Some(header()), reply: TOO_LARGE };
-    let held = pb::ReportItem { item: Some(pb::report_item::Item::Held(held)) };
-    refused::<_, ReportItem>(held, Code::Protocol, "Held.reply");
-    let doubt = pb::InDoubt { digest: TOO_LARGE, ..Default::default() };
-    let doubt = pb::ReportItem { item: Some(pb::report_item::Item::InDoubt(doubt)) };
-    refused::<_, ReportItem>(doubt, Code::Protocol, "InDoubt.digest");
-    refused::<_, crate::log::EpochStart>(pb::EpochStart { f: 256, ..start() }, Code::Protocol, "EpochStart.f");
+    let many = &[1, 2, 0x81, 0x20, 0, 0];
+    refused_places(many, "NodeFrame.places: an absurd number of places");
+    refused_places(&[1, 2, 0, 0, 0], "NodeFrame.places: an absurd number of places");
+    refused_items(
+        &[1, 5, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 0xff, 0xff, 0xff, 0xff, 0x10],
+        Code::Protocol,
+        "Report.items",
+    );
     let welcome = pb::Welcome { epoch: EPOCH, lowest: 3, f: 256, ..Default::default() };
     refused::<_, Welcome>(welcome, Code::Protocol, "Welcome.f");
     let status = pb::Status { cluster: id(), group: id(), role: 1, ..Default::default() };
@@ -304,8 +278,6 @@ fn a_number_that_cannot_be() {
     refused::<_, NodeStatus>(node, Code::Protocol, "NodeStatus.f");
 
     let backwards = vec![pb::Range { start: 2, end: 1 }];
-    let gaps = pb::EpochStart { gaps: backwards.clone(), ..start() };
-    refused::<_, crate::log::EpochStart>(gaps, Code::Protocol, "EpochStart.gaps");
     let reign = pb::Reign { epoch: EPOCH, gaps: backwards.clone(), ..Default::default() };
     refused::<_, crate::log::Reign>(reign, Code::Protocol, "Reign.gaps");
     let recovery = pb::RecoveryStatus { missing: backwards, ..Default::default() };

@@ -13,7 +13,7 @@ use super::super::failure;
 use crate::error::Error;
 use crate::log::{
     Body, ClientId, ClusterId, Digest, Entry, Epoch, EpochStart, GapPolicy, GroupId, Header, Level, Lsn, NodeId,
-    Origin, Record, Reign, Request, SessionInfo, SessionRole, Tag, Target, Time,
+    Origin, PLACES_MAX, Places, Record, Reign, Request, SessionInfo, SessionRole, Tag, Target, Time,
 };
 use crate::message::{
     Attach, BackupMessage, ClientFrame, ClientMessage, Hello, NodeFrame, NodeMessage, NodeStatus, Outcome, Payloads,
@@ -229,11 +229,10 @@ fn client_frame() -> BoxedStrategy<ClientFrame> {
 fn report() -> BoxedStrategy<Report> {
     let item = prop_oneof![
         (header(), of(digest())).prop_map(|(header, reply)| ReportItem::Held { header, reply }),
-        (request(), any::<u32>(), digest()).prop_map(|(request, length, digest)| ReportItem::InDoubt {
-            request,
-            length,
-            digest
+        (request(), any::<u32>(), digest(), request()).prop_map(|(request, length, digest, answered)| {
+            ReportItem::InDoubt { request, length, digest, answered }
         }),
+        epoch().prop_flat_map(places).prop_map(ReportItem::Places),
         header().prop_map(ReportItem::Header),
         (epoch(), number(), lsn(), any::<u32>()).prop_map(|(epoch, id, hold_until, length)| ReportItem::Share {
             epoch,
@@ -307,13 +306,14 @@ fn node_frame() -> BoxedStrategy<NodeFrame> {
     let frame = (epoch(), number(), lsn(), settled, vec(header(), 0..3), vec(result, 0..3), flags);
     frame
         .prop_flat_map(|(epoch, seq, stable, settled, manifest, results, (prompt, short, closed))| {
-            let of_frame = (vec(share(epoch), 0..3), vec(response(epoch, stable), 0..4));
-            of_frame.prop_map(move |(shares, responses)| NodeFrame {
+            let of_frame = (vec(share(epoch), 0..3), vec(response(epoch, stable), 0..4), vec(places(epoch), 0..4));
+            of_frame.prop_map(move |(shares, responses, places)| NodeFrame {
                 epoch,
                 seq,
                 stable,
                 settled: settled.unwrap_or(stable),
                 manifest: manifest.clone(),
+                places,
                 shares,
                 prompt,
                 short,
@@ -323,6 +323,11 @@ fn node_frame() -> BoxedStrategy<NodeFrame> {
             })
         })
         .boxed()
+}
+
+fn places(epoch: Epoch) -> impl Strategy<Value = Places> {
+    let places = (lsn(), 1..=PLACES_MAX, any::<u64>(), bytes());
+    places.prop_map(move |(first, count, time, who)| Places { epoch, first, count, time: Time(time), who })
 }
 
 /// In a frame of this epoch with this checkpoint. It says something: a tag, an outcome, or both.
