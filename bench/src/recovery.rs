@@ -219,6 +219,8 @@ async fn disaster(
     if let Some(doomed) = &mut doomed {
         doomed.kill().await?;
     }
+    let bytes = clients * writes * payload as u64;
+    warm(folder, 3 * bytes)?;
     living.order("write").await?;
     let before = usage(&mut backup).await?.cpu_us;
     let admin = AdminClient::connect(&format!("http://{far}")).await?;
@@ -268,8 +270,21 @@ pub(crate) fn spawn_holders(
     Process::spawn(&format!("holders-{first}"), folder, &arguments)
 }
 
+/// Has so much memory used, and free again. A virtual machine may have to ask its host for what it had not used lately, at
+/// seconds a GiB: that would be measured, and nothing else.
+fn warm(folder: &Path, bytes: u64) -> Result<()> {
+    let piece = vec![0x5a; PIECE];
+    let mut file = File::create(folder.join("warm"))?;
+    for _ in 0..bytes.div_ceil(PIECE as u64) {
+        file.write_all(&piece)?;
+    }
+    std::fs::remove_file(folder.join("warm"))?;
+    Ok(())
+}
+
 /// As many bytes appended to a file and synced.
 fn append(folder: &Path, bytes: u64) -> Result<Duration> {
+    warm(folder, bytes)?;
     let piece = vec![0x5a; PIECE];
     let began = Instant::now();
     let mut file = File::create(folder.join("bare"))?;
@@ -293,6 +308,7 @@ async fn transfer(folder: &Path, clients: u64, bytes: u64) -> Result<Duration> {
         ["senders", "--endpoint", &endpoint, "--clients", &clients.to_string(), "--bytes", &bytes.to_string()];
     let mut senders = Process::spawn("senders", folder, &arguments.map(str::to_owned))?;
     senders.expect("attached", PATIENCE).await?;
+    warm(folder, bytes)?;
     let began = Instant::now();
     senders.order("send").await?;
     senders.expect("sent", PATIENCE).await?;

@@ -173,7 +173,7 @@ impl Placing {
     }
 
     /// What comes next is not told of together with what came.
-    pub fn cut(&mut self) {
+    fn cut(&mut self) {
         let Some((last, _, _)) = self.runs.last() else { return };
         let counted = u64::from(self.count) > self.runs.len() as u64;
         let numbered = self.runs.iter().any(|(run, _, _)| run.request.is_some());

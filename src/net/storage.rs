@@ -28,7 +28,7 @@ mod tests;
 /// Jobs, and bytes of records, taken before a sync at the latest: what waits for a sync should not wait for a whole
 /// backlog.
 const GROUP_MAX: usize = 1024;
-const GROUP_BYTES: u64 = 8 << 20;
+const GROUP_BYTES: u64 = 32 << 20;
 /// What is appended and nobody waits for is synced after this, at the latest.
 const PATIENCE: Duration = Duration::from_millis(5);
 

@@ -273,16 +273,12 @@ impl Primary {
             return Vec::new();
         }
         for Header { lsn, body, origin, time, .. } in records.iter().map(|record| &record.entry.header) {
-            let (Body::Command, Some(Origin { client, request })) = (body, *origin) else {
-                placing.cut();
-                continue;
-            };
+            let (Body::Command, Some(Origin { client, request })) = (body, *origin) else { continue };
             if placing.goes_on(*lsn, client, request, *time) {
                 continue;
             }
-            match self.state.session(client) {
-                Some(session) => placing.push(*lsn, *time, (client, request), session.handle, session.next),
-                None => placing.cut(),
+            if let Some(session) = self.state.session(client) {
+                placing.push(*lsn, *time, (client, request), session.handle, session.next);
             }
         }
         placing.finish()

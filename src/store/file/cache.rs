@@ -101,7 +101,8 @@ impl FileCache {
         let ahead = if self.sync { 256 << 10 } else { 0 };
         let pushed = ops.iter().try_for_each(push).and_then(|()| self.tape.reserve(ahead, u64::MAX));
         if let Err(error) = pushed {
-            self.tape.take_back(next, end);
+            let taken_back = self.tape.take_back(next, end);
+            self.poison.note(taken_back)?;
             return Err(error);
         }
         let written = if self.sync { self.tape.sync() } else { self.tape.write() };

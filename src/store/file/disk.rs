@@ -79,7 +79,11 @@ impl DiskFile {
         #[cfg(test)]
         {
             let growth = (at + bytes.len() as u64).saturating_sub(self.len()?);
-            probe::write(self.id, at, bytes, growth).map_err(|error| about(&self.path, "write", &error))?;
+            if let Err((error, fits)) = probe::write(self.id, at, bytes, growth) {
+                // A disk that becomes full takes what it can.
+                self.file.seek(SeekFrom::Start(at)).and_then(|_| self.file.write_all(&bytes[..fits]))?;
+                return Err(about(&self.path, "write", &error));
+            }
         }
         let written = self.file.seek(SeekFrom::Start(at)).and_then(|_| self.file.write_all(bytes));
         written.map_err(|error| about(&self.path, "write", &error))
@@ -234,16 +238,20 @@ pub(super) mod probe {
         id
     }
 
-    pub(super) fn write(id: u64, at: u64, bytes: &[u8], growth: u64) -> io::Result<()> {
+    /// If it fails, with how many of the bytes are written all the same.
+    pub(super) fn write(id: u64, at: u64, bytes: &[u8], growth: u64) -> Result<(), (io::Error, usize)> {
         with(|probe| match &mut probe.space {
-            Some(space) if *space < growth => Err(io::Error::from(io::ErrorKind::StorageFull)),
+            Some(space) if *space < growth => {
+                let short = usize::try_from(growth - std::mem::take(space)).expect("less than the bytes");
+                Err((io::Error::from(io::ErrorKind::StorageFull), bytes.len() - short))
+            }
             Some(space) => {
                 *space -= growth;
                 Ok(())
             }
             None => Ok(()),
         })?;
-        change(Change::Write { id, at, bytes: bytes.to_vec() })
+        change(Change::Write { id, at, bytes: bytes.to_vec() }).map_err(|error| (error, 0))
     }
 
     pub(super) fn set_len(id: u64, length: u64) -> io::Result<()> {

@@ -204,7 +204,7 @@ impl FileLog {
         let mut end = tape.end();
         tape.push(durable, |out| codec::encode_record(record, out))?;
         if tape.end() + FRAME as u64 > self.options.segment_bytes && next > tape.head().first {
-            tape.take_back(next, end);
+            tape.take_back(next, end)?;
             self.prepare(next)?;
             tape = self.tapes.back_mut().expect("it was just prepared");
             end = tape.end();
@@ -436,7 +436,8 @@ impl LogStore for FileLog {
             let _ = disk::remove(tape.path());
         }
         if let (Some(tape), Some((next, end))) = (self.tapes.back_mut(), back) {
-            tape.take_back(next, end);
+            let taken_back = tape.take_back(next, end);
+            self.poison.note(taken_back)?;
         }
         self.places.split_off(&self.next);
         if error.kind() == io::ErrorKind::StorageFull {

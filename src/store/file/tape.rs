@@ -17,8 +17,8 @@ use super::TornTail;
 use super::disk::{self, DiskFile};
 use super::frame::{FRAME, Found, Frame, HEAD, Head, Kind, Window, damage, put_frame, seal};
 
-/// From so many bytes on no zeros are written ahead.
-const BULK: usize = 64 << 10;
+/// From so many bytes on, records are written at once, and no zeros before them.
+const BULK: usize = if cfg!(test) { 300 } else { 64 << 10 };
 
 /// See the module.
 #[derive(Debug)]
@@ -170,21 +170,38 @@ impl Tape {
     }
 
     /// Takes back what was pushed since `next` and `end` were as given here.
-    pub(super) fn take_back(&mut self, next: u64, end: u64) {
-        let keep = usize::try_from(end - self.written).expect("it was in memory");
-        self.pending.truncate(keep);
+    ///
+    /// # Errors
+    /// If it was written already, and cannot be cut off: it may be there when the file is opened again.
+    pub(super) fn take_back(&mut self, next: u64, end: u64) -> io::Result<()> {
         self.next = next;
+        let keep = end.checked_sub(self.written).and_then(|keep| usize::try_from(keep).ok());
+        self.pending.truncate(keep.unwrap_or(0));
+        if end < self.written { self.cut(end) } else { Ok(()) }
+    }
+
+    /// Leaves nothing behind `end`.
+    fn cut(&mut self, end: u64) -> io::Result<()> {
+        self.file.set_len(end)?;
+        (self.written, self.allocated) = (end, end);
+        Ok(())
     }
 
     /// Makes sure that what is pending fits: extends the file by zeros, `ahead` bytes more than needed as long as
-    /// that stays below `most`.
+    /// that stays below `most`, or writes it.
     pub(super) fn reserve(&mut self, ahead: u64, most: u64) -> io::Result<()> {
         let need = self.end() + FRAME as u64;
         if need <= self.allocated {
             return Ok(());
         }
         // Zeros save a sync the change of the file's size; next to so many bytes of records they would cost more.
-        let ahead = if self.pending.len() < BULK { ahead } else { 0 };
+        if self.pending.len() >= BULK {
+            let length = self.pending.len();
+            return self.write().or_else(|error| {
+                self.pending.truncate(length);
+                self.cut(self.written).and(Err(error))
+            });
+        }
         let wish = need.saturating_add(ahead).min(most.max(need));
         if wish > need {
             if self.extend(wish).is_ok() {
