@@ -247,15 +247,17 @@ impl Forge {
     /// Such as a primary could say, often of sessions that are there, and otherwise bytes.
     pub(crate) fn places(&mut self) -> Places {
         let (epoch, first, time) = (self.epoch(), self.lsn(), Time(self.number()));
+        let first = Lsn(first.0.min(u64::MAX - 9));
         let mut placing = Placing::new(epoch);
         for at in 0..1 + self.below(4) {
-            let lsn = Lsn(first.0.saturating_add(at));
+            let lsn = Lsn(first.0 + at);
             let handle = u32::try_from(self.below(3) + at).unwrap();
             placing.push(lsn, time, (self.client(), self.request()), handle, self.request());
         }
         let places = placing.finish().swap_remove(0);
-        match self.below(4) {
+        match self.below(5) {
             0 => Places { who: self.bytes(), ..places },
+            2 => Places { first: self.lsn(), ..places },
             1 => Places { count: u32::try_from(1 + self.below(u64::from(PLACES_MAX))).unwrap(), ..places },
             _ => places,
         }
