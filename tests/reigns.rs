@@ -9,8 +9,8 @@ use tagalong::log::{
     Request, SessionInfo, SessionRole, Target, Time,
 };
 use tagalong::message::{
-    Attach, BackupMessage, ClientFrame, ClientMessage, Hello, NodeMessage, PeerHello, PrimaryMessage, Query, Role,
-    VERSION, Write,
+    Attach, BackupMessage, ClientFrame, ClientMessage, Hello, NodeFrame, NodeMessage, PeerHello, PrimaryMessage, Query,
+    Role, VERSION, Write,
 };
 use tagalong::node::{Admin, Conn, Input, Output};
 use tagalong::primary::{Primary, PrimarySettings};
@@ -18,6 +18,8 @@ use tagalong::session::LogState;
 use tagalong::store::Marks;
 
 const A: ClientId = ClientId(100);
+const B: ClientId = ClientId(101);
+const C: ClientId = ClientId(102);
 const LINK: Conn = Conn(1000);
 
 fn epoch(number: u64, node: u64) -> Epoch {
@@ -58,6 +60,7 @@ struct Lone {
     /// The state machine takes its time: so many commands and queries are with it.
     busy: Option<Vec<(usize, usize)>>,
     sent: Vec<Output>,
+    now: Time,
 }
 
 impl Lone {
@@ -70,7 +73,7 @@ impl Lone {
         }
         let mut out = Vec::new();
         let core = Primary::new(settings, marks, state, Time(1), &mut out).unwrap();
-        let mut lone = Self { core, log, saves: 0, slow: false, busy: None, sent: Vec::new() };
+        let mut lone = Self { core, log, saves: 0, slow: false, busy: None, sent: Vec::new(), now: Time(1_000_000) };
         lone.carry_out(out);
         lone.give(Input::Flush);
         lone
@@ -84,7 +87,7 @@ impl Lone {
 
     fn give(&mut self, input: Input) {
         let mut out = Vec::new();
-        self.core.step(Time(1_000_000), input, &mut out);
+        self.core.step(self.now, input, &mut out);
         self.carry_out(out);
     }
 
@@ -178,13 +181,17 @@ impl Lone {
         self
     }
 
-    /// A session of `A` on this stream, in its first life.
     fn attach(&mut self, conn: u64, from: u64) {
+        self.attach_as(conn, A, from);
+    }
+
+    /// A session of this client on this stream, in its first life.
+    fn attach_as(&mut self, conn: u64, client: ClientId, from: u64) {
         let hello = Hello { version: VERSION, features: 0, cluster: None, group: None, epoch: Epoch::ZERO };
         self.give(Input::Client(Conn(conn), ClientMessage::Hello(hello)));
         let attach = Attach {
             epoch: self.core.epoch(),
-            client: A,
+            client,
             incarnation: 1,
             domain: "rack".to_owned(),
             role: SessionRole::Writer,
@@ -206,6 +213,26 @@ impl Lone {
         // To be executed, and to be answered.
         self.give(Input::Flush);
         self.give(Input::Flush);
+    }
+
+    /// What these clients write at the same time.
+    fn write_together(&mut self, writes: &[(u64, u64)]) {
+        let epoch = self.core.epoch();
+        for (conn, request) in writes {
+            let frame = ClientFrame { epoch, writes: vec![write(*request)], ..ClientFrame::default() };
+            self.give(Input::Client(Conn(*conn), ClientMessage::Frame(frame)));
+        }
+        self.give(Input::Flush);
+        self.give(Input::Flush);
+    }
+
+    /// The last frame on this stream.
+    fn last_frame(&self, conn: u64) -> NodeFrame {
+        let frames = self.sent.iter().rev().filter_map(|it| match it {
+            Output::ToClient(at, NodeMessage::Frame(frame)) if *at == Conn(conn) => Some(frame),
+            _ => None,
+        });
+        frames.cloned().next().unwrap()
     }
 
     fn told(&self, conn: u64, what: fn(&NodeMessage) -> bool) -> bool {
@@ -399,6 +426,45 @@ fn what_is_being_executed_is_not_ordered_again() {
     lone.execute(1, 0);
     lone.give(Input::Flush);
     assert_eq!(lone.busy, Some(vec![(1, 0)]), "once");
+}
+
+/// What is told of others' commands is told as a whole, and may end past the reply that it came with. A client that does nothing
+/// more hears when all of it is stable, or it would keep it for ever.
+#[test]
+fn what_was_told_past_a_reply_is_stable_in_the_end() {
+    let mut lone = Lone::new(settings()).with_backup();
+    for (conn, client) in [(1, A), (2, B), (3, C)] {
+        lone.attach_as(conn, client, 1);
+        lone.acknowledged(lone.end(), true);
+    }
+    lone.write_together(&[(3, 1), (1, 1), (2, 1)]);
+    let (end, frame) = (lone.end(), lone.last_frame(2));
+    assert_eq!((frame.places[0].first, frame.places[0].last()), (end.prev().prev(), end));
+    let tag = frame.responses[0].tag.unwrap();
+    assert_eq!(tag.lsn, end.prev(), "of each session in its turn");
+    for durable in [end.prev(), end] {
+        lone.acknowledged(durable, true);
+        lone.now = lone.now.after(1_000_000);
+        lone.give(Input::Tick);
+        lone.give(Input::Flush);
+        assert_eq!(lone.last_frame(2).stable, durable);
+    }
+}
+
+/// A client's next number is the one after its last, unless that was superseded. Then it is told.
+#[test]
+fn a_number_that_is_not_the_next_is_told() {
+    let mut lone = Lone::new(settings()).with_backup();
+    for (conn, client) in [(1, A), (2, B)] {
+        lone.attach_as(conn, client, 1);
+        lone.acknowledged(lone.end(), true);
+    }
+    lone.attach(3, 5);
+    lone.write_together(&[(3, 5), (2, 1)]);
+    let places = lone.last_frame(2).places;
+    let runs = places[0].runs().unwrap();
+    assert_eq!(runs.iter().map(|run| run.request).collect::<Vec<_>>(), [Some(Request(5)), None]);
+    assert!(places[0].confirms(&runs, [(A, Request(5)), (B, Request(1))].into_iter()));
 }
 
 /// Bytes that were damaged on their way to the primary end the stream; they are not ordered.

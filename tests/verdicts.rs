@@ -57,6 +57,20 @@ fn reigns() -> Vec<Reign> {
     vec![reign(1, 1, 0, Vec::new()), reign(2, 9, 4, lost), reign(3, 12, 11, Vec::new())]
 }
 
+/// A session has its handle until its end; then the next that is opened has it, so that they stay small.
+#[test]
+fn a_handle_is_given_again() {
+    let mut state = two_sessions();
+    let open = |lsn, client| header(1, lsn, Body::Open(SessionInfo::default()), origin(client, 0));
+    let holders = |state: &LogState| (0..4).map(|handle| state.holder(handle)).collect::<Vec<_>>();
+    state.apply_header(&header(1, 4, Body::Close, origin(A, 0)), None).unwrap();
+    assert_eq!(holders(&state), [None, Some(B), None, None]);
+    state.apply_header(&open(5, ClientId(3)), None).unwrap();
+    state.apply_header(&open(6, A), None).unwrap();
+    assert_eq!(holders(&state), [Some(ClientId(3)), Some(B), Some(A), None]);
+    assert_eq!(state.session(A).map(|session| session.handle), Some(2));
+}
+
 /// Exactly the entries up to the first of the next reign are in the log, but for those that its recovery lost.
 #[test]
 fn what_survives_of_a_reign_ends_where_the_next_begins() {

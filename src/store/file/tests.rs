@@ -426,14 +426,15 @@ fn a_full_disk_costs_nothing() {
         let dir = scratch();
         let options = FileLogOptions { segment_bytes: 700, zero_ahead_bytes: 200, bytes_max: None };
         let mut log = FileLog::open(dir.path(), options).expect("a log");
-        let mut list: Vec<_> = (1..=20).map(|lsn| record(1, lsn, 60)).collect();
+        let mut list: Vec<_> = (1..=23).map(|lsn| record(1, lsn, 60)).collect();
         log.append(&list[..5]).expect("an append");
         log.sync().expect("a sync");
         probe::with(|probe| probe.space = Some(space * 9));
         let mut kept = 5;
-        while kept < 20 {
-            match log.append(&list[kept..kept + 3]) {
-                Ok(()) => kept += 3,
+        // Three records are put off, nine are written at once, in more than one segment.
+        for count in [3, 9, 6] {
+            match log.append(&list[kept..kept + count]) {
+                Ok(()) => kept += count,
                 Err(error) => {
                     assert_eq!(error.kind(), std::io::ErrorKind::StorageFull, "{error}");
                     assert!(error.to_string().contains(dir.path().to_str().expect("a path")), "{error}");
@@ -445,9 +446,13 @@ fn a_full_disk_costs_nothing() {
         probe::with(|probe| probe.space = None);
         assert_eq!(log.sync().expect("a sync: what was appended has its place"), Lsn(kept as u64));
         assert_eq!(all(&mut log), list[..kept]);
+        drop(log);
+        let mut log = FileLog::open(dir.path(), options).expect("a log");
+        assert_eq!(all(&mut log), list[..kept]);
+        assert_eq!(log.opened().torn, None);
         // Other records than those that did not fit: nothing of them is left.
         list.truncate(kept);
-        list.extend((kept + 1..=20).map(|lsn| record(2, lsn, 60)));
+        list.extend((kept + 1..=23).map(|lsn| record(2, lsn, 60)));
         log.append(&list[kept..]).expect("there is space again");
         log.sync().expect("a sync");
         drop(log);
