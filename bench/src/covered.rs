@@ -41,13 +41,13 @@ pub(crate) async fn run(plan: &Plan) -> Result<Report> {
     for load in LOADS {
         for system in &systems {
             let (clients, in_flight) = load;
-            let (warm_up, seconds) = (plan.choose(0.5, 1.0), plan.seconds(1.5, 5.0));
+            let (warm_up, seconds) = (plan.choose(0.5, 1.0), plan.seconds(1.0, 5.0));
             let shape = Shape { clients, in_flight, payload: 100, warm_up, seconds, ..Shape::default() };
             let cell = Cell { system: *system, shape, rtt: Duration::from_millis(50), sites: None, connections: None };
             rows.push((Row::new([load_name(load), system.name().to_owned()]), cell));
         }
     }
-    let rows = in_turns("covered", plan.repeats(2, 5), rows, measure_row).await;
+    let rows = in_turns("covered", plan.repeats(5, 5), rows, measure_row).await;
     let table = Table { title: "64 clients, 100 B".into(), keys: &KEYS, metrics: &METRICS, rows };
     let shows = shows(&table);
     let bar = |row: &Row| Some((row.key.join(", "), row.spread("writes_per_s")?));

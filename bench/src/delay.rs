@@ -77,7 +77,7 @@ pub(crate) async fn run(plan: &Plan) -> Result<Report> {
             }
         }
     }
-    let rows = in_turns("delay", plan.repeats(2, 5), rows, measure_row).await;
+    let rows = in_turns("delay", plan.repeats(5, 5), rows, measure_row).await;
     let table = Table { title: "By distance".into(), keys: &KEYS, metrics: &METRICS, rows };
     let shows = shows(&table, payloads, delays);
     let plots = plots(&table, payloads, delays, &systems);

@@ -48,6 +48,8 @@ experiments! {
     Covered = covered,
     /// What is lost in a disaster.
     Lost = lost,
+    /// How long a takeover takes, by what clients hold.
+    Takeover = takeover,
     /// Beside Redis with an asynchronous replica.
     Redis = redis,
     /// A link that loses packets under TCP, in network namespaces.

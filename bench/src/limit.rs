@@ -68,7 +68,7 @@ pub(crate) async fn run(plan: &Plan) -> Result<Report> {
             }
         }
     }
-    let repeats = plan.repeats(3, 5);
+    let repeats = plan.repeats(5, 5);
     let rows = in_turns("limit", repeats, rows, measure_row).await;
     let table = Table { title: "Writes".into(), keys: &KEYS, metrics: &METRICS, rows };
     let floors = floor::measure(plan, repeats).await;

@@ -43,6 +43,7 @@ mod restart;
 mod service;
 mod smfs;
 mod table;
+mod takeover;
 mod tally;
 mod usage;
 mod wire;
@@ -70,7 +71,7 @@ enum What {
     One(experiment::Experiment),
     /// What it costs as it grows.
     Growth(growth::GrowthArgs),
-    /// How long a takeover takes.
+    /// How long a takeover takes, with options of its own.
     Recovery(recovery::RecoveryArgs),
     /// How long a node takes to start on a long log.
     Restart(restart::RestartArgs),

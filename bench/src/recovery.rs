@@ -106,7 +106,7 @@ pub(crate) async fn measure(args: &RecoveryArgs) -> Result<Vec<Takeover>> {
                 for mib in args.delta_mib.iter().copied() {
                     let writes = (mib << 20) / clients / payload as u64;
                     if writes > 0 {
-                        takeovers.push(cell(args, mode, clients, payload, writes).await?);
+                        takeovers.push(cell(args, Fill { mode, clients, payload, writes }).await?);
                     }
                 }
             }
@@ -115,15 +115,41 @@ pub(crate) async fn measure(args: &RecoveryArgs) -> Result<Vec<Takeover>> {
     Ok(takeovers)
 }
 
-async fn cell(args: &RecoveryArgs, mode: Mode, clients: u64, payload: usize, writes: u64) -> Result<Takeover> {
-    let entries = clients * writes;
-    let bytes = entries * payload as u64;
+/// What is held by whom: each client makes so many writes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Fill {
+    pub(crate) mode: Mode,
+    pub(crate) clients: u64,
+    pub(crate) payload: usize,
+    pub(crate) writes: u64,
+}
+
+impl Fill {
+    pub(crate) fn entries(&self) -> u64 {
+        self.clients * self.writes
+    }
+
+    fn bytes(&self) -> u64 {
+        self.entries() * self.payload as u64
+    }
+}
+
+/// A takeover, and the bare figures beside it.
+pub(crate) async fn once(rtt_ms: u64, fill: Fill) -> Result<Done> {
+    let folder = tempfile::tempdir_in(crate::scratch())?;
+    let append = append(folder.path(), fill.bytes())?;
+    let transfer = transfer(folder.path(), fill.clients, fill.bytes()).await?;
+    Ok(Done { append, transfer, ..disaster(folder.path(), rtt_ms, fill).await? })
+}
+
+async fn cell(args: &RecoveryArgs, fill: Fill) -> Result<Takeover> {
+    let Fill { mode, clients, payload, .. } = fill;
+    let (entries, bytes) = (fill.entries(), fill.bytes());
     let mut takeover = Takeover { mode: mode.name(), clients, payload, bytes, entries, ..Takeover::default() };
     for _ in 0..args.repeats {
-        let folder = tempfile::tempdir_in(crate::scratch())?;
-        takeover.append_s.push(append(folder.path(), bytes)?.as_secs_f64());
-        takeover.transfer_s.push(transfer(folder.path(), clients, bytes).await?.as_secs_f64());
-        let done = disaster(folder.path(), args, mode, clients, payload, writes).await?;
+        let done = once(args.rtt_ms, fill).await?;
+        takeover.append_s.push(done.append.as_secs_f64());
+        takeover.transfer_s.push(done.transfer.as_secs_f64());
         takeover.open_s.push(done.open.as_secs_f64());
         takeover.write_s.push(done.write.as_secs_f64());
         takeover.decoded.push(done.decoded);
@@ -175,24 +201,25 @@ fn show(takeovers: &[Takeover]) {
     print!("{}", table::table(&head, &rows.collect::<Vec<_>>()));
 }
 
-struct Done {
-    open: Duration,
-    write: Duration,
-    decoded: f64,
-    cpu_s: f64,
+/// What it took.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Done {
+    /// From the promotion until the backup serves, and until the first write that it acknowledges.
+    pub(crate) open: Duration,
+    pub(crate) write: Duration,
+    /// Entries that were decoded from shares.
+    pub(crate) decoded: f64,
+    /// Processor time of the promoted node until then.
+    pub(crate) cpu_s: f64,
+    pub(crate) transfer: Duration,
+    pub(crate) append: Duration,
 }
 
 /// Ends the primary, and in a covered service one of its clients, and promotes the backup.
-async fn disaster(
-    folder: &Path,
-    args: &RecoveryArgs,
-    mode: Mode,
-    clients: u64,
-    payload: usize,
-    writes: u64,
-) -> Result<Done> {
+async fn disaster(folder: &Path, rtt_ms: u64, fill: Fill) -> Result<Done> {
+    let Fill { mode, clients, payload, writes } = fill;
     let Pair { mut primary, mut backup, relay, near, far } =
-        Pair::start(folder, mode, Duration::from_millis(args.rtt_ms)).await?;
+        Pair::start(folder, mode, Duration::from_millis(rtt_ms)).await?;
     // In a covered service one client has a process of its own, which dies with the primary.
     let dying = u64::from(mode == Mode::Covered);
     let holders = |first, clients| spawn_holders(folder, &[near, far], first, clients, writes, payload, IN_FLIGHT);
@@ -219,8 +246,7 @@ async fn disaster(
     if let Some(doomed) = &mut doomed {
         doomed.kill().await?;
     }
-    let bytes = clients * writes * payload as u64;
-    warm(folder, 3 * bytes)?;
+    warm(folder, 3 * fill.bytes())?;
     living.order("write").await?;
     let before = usage(&mut backup).await?.cpu_us;
     let admin = AdminClient::connect(&format!("http://{far}")).await?;
@@ -244,7 +270,7 @@ async fn disaster(
     living.ended(PATIENCE).await?;
     backup.order("finish").await?;
     backup.ended(PATIENCE).await?;
-    Ok(Done { open, write, decoded, cpu_s })
+    Ok(Done { open, write, decoded, cpu_s, ..Done::default() })
 }
 
 /// A process of some clients that fill their caches when they are told to.
