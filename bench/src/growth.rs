@@ -5,8 +5,8 @@
 //!   closed loop, or four busy and the others idle;
 //! * `held`: resident memory of a client for each byte that it holds while the backup is away;
 //! * `manifests`: headers of others' entries that clients are given for each write, and all bytes from the primary to clients,
-//!   by number of clients in a closed loop. The backup is away meanwhile, so that no checkpoint is among these bytes, and no
-//!   header is forgotten before it is counted.
+//!   by number of clients in a closed loop. The backup is away meanwhile, so that no checkpoint is among these bytes, and
+//!   nothing that was told is forgotten before it is counted; or it is there (`--attached`), and only the bytes count.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -41,6 +41,9 @@ pub(crate) struct GrowthArgs {
     rtt_ms: Vec<u64>,
     #[arg(long, default_value = "tagged")]
     mode: Mode,
+    /// Counts manifests with the backup there, at the first of the round trips.
+    #[arg(long)]
+    attached: bool,
     #[arg(long, default_value_t = 2.0)]
     seconds: f64,
     #[arg(long, default_value_t = 3)]
@@ -165,14 +168,17 @@ async fn manifests(args: &GrowthArgs) -> Result<Vec<Manifests>> {
         let mut row = Manifests { clients, ..Manifests::default() };
         for _ in 0..args.repeats {
             let folder = tempfile::tempdir_in(crate::scratch())?;
-            let pair = Pair::start(folder.path(), args.mode, Duration::ZERO).await?;
+            let rtt_ms = args.rtt_ms.first().copied().filter(|_| args.attached).unwrap_or(0);
+            let pair = Pair::start(folder.path(), args.mode, Duration::from_millis(rtt_ms)).await?;
             let counter = Counter::start(pair.near).await?;
             let endpoints = [counter.address, pair.far];
             let mut holders = spawn_holders(folder.path(), &endpoints, 0, clients, each, 100, 1)?;
             holders.expect("attached", PATIENCE).await?;
             holders.order("settle").await?;
             holders.expect("settled", PATIENCE).await?;
-            pair.relay.cut();
+            if !args.attached {
+                pair.relay.cut();
+            }
             let before = counter.down.load(Ordering::Relaxed);
             holders.order("fill").await?;
             let filled = holders.expect("filled", PATIENCE).await?;
