@@ -228,11 +228,11 @@ impl Lone {
 
     /// The last frame on this stream.
     fn last_frame(&self, conn: u64) -> NodeFrame {
-        let frames = self.sent.iter().rev().filter_map(|it| match it {
+        let mut frames = self.sent.iter().rev().filter_map(|it| match it {
             Output::ToClient(at, NodeMessage::Frame(frame)) if *at == Conn(conn) => Some(frame),
             _ => None,
         });
-        frames.cloned().next().unwrap()
+        frames.next().cloned().unwrap()
     }
 
     fn told(&self, conn: u64, what: fn(&NodeMessage) -> bool) -> bool {
