@@ -19,7 +19,7 @@ use crate::client::{CacheOp, Command, Identity};
 use crate::error::{Code, Error, Result};
 use crate::log::{
     Body, ClientId, ClusterId, Digest, Entry, Epoch, EpochStart, GapPolicy, GroupId, Header, Level, Lsn, NodeId,
-    Origin, PLACES_MAX, Places, Record, Reign, Request, SessionInfo, SessionRole, Tag, Target, Time,
+    Origin, PLACES_BYTES_MAX, PLACES_MAX, Places, Record, Reign, Request, SessionInfo, SessionRole, Tag, Target, Time,
 };
 use crate::share::{Mode, Share};
 use crate::store::Marks;
@@ -686,7 +686,11 @@ impl<'a> Take<'a> {
         if !(1..=PLACES_MAX).contains(&count) {
             return Err(corrupt("an absurd number of places"));
         }
-        Ok(Places { epoch, first, count, time: Time(self.number()?), who: Bytes::copy_from_slice(self.blob()?) })
+        let (time, who) = (Time(self.number()?), self.blob()?);
+        if who.len() > PLACES_BYTES_MAX {
+            return Err(corrupt("places of an absurd size"));
+        }
+        Ok(Places { epoch, first, count, time, who: Bytes::copy_from_slice(who) })
     }
 
     fn reign(&mut self) -> Result<Reign> {

@@ -21,7 +21,7 @@ use bytes::Bytes;
 mod places;
 mod records;
 
-pub use places::{PLACES_MAX, Places, Placing, Run};
+pub use places::{PLACES_BYTES_MAX, PLACES_MAX, Places, Placing, Run};
 pub use records::{Commands, Records, Tail, Unstable};
 
 /// Defines an identity newtype over an integer that prints in hex.

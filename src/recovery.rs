@@ -336,12 +336,10 @@ impl Recovery {
                     continue;
                 }
                 ReportItem::Places(places) => {
-                    if !places.is_possible() {
-                        let why = format!("no primary told of the places from {} on", places.first);
-                        return Err(Error::new(Code::Protocol, why));
-                    }
-                    let (first, relevant) = (places.first, takes_part(places.epoch) && places.last() > self.base);
-                    let news = relevant && self.vouch_places(places, client);
+                    // Who reports them cannot read them: what is no list says nothing of the reporter.
+                    let relevant = takes_part(places.epoch) && places.last() > self.base && places.is_possible();
+                    let first = places.first;
+                    let news = relevant && self.vouch_places(places, client)?;
                     reporter.vouched_places.extend(news.then_some(first));
                     continue;
                 }

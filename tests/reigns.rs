@@ -451,6 +451,35 @@ fn what_was_told_past_a_reply_is_stable_in_the_end() {
     }
 }
 
+/// A service that logs before it sends goes on in its reign after a restart, and may order anew what was not in the log. So it
+/// tells of nobody's place before that is in the log, not even together with others'.
+#[test]
+fn places_that_are_not_in_the_log_are_not_told() {
+    let mut lone = Lone::new(PrimarySettings { log_before_send: true, ..settings() });
+    lone.dialled(LINK, 0, Epoch::ZERO, false);
+    for in_sync in [false, false, true, true] {
+        lone.give(Input::Flush);
+        lone.acknowledged(lone.end(), in_sync);
+    }
+    for (conn, client) in [(1, A), (2, B), (3, C)] {
+        lone.attach_as(conn, client, 1);
+        lone.give(Input::Flush);
+        lone.acknowledged(lone.end(), true);
+    }
+    lone.slow = true;
+    lone.write_together(&[(1, 1), (2, 1), (3, 1)]);
+    let (third, second) = (lone.end(), lone.end().prev());
+    lone.give(Input::Persisted(second));
+    lone.give(Input::Flush);
+    let frame = lone.last_frame(2);
+    assert_eq!(frame.responses[0].tag.map(|tag| tag.lsn), Some(second));
+    assert_eq!(frame.places, []);
+    assert_eq!(frame.manifest.iter().map(|header| header.lsn).collect::<Vec<_>>(), [second.prev()]);
+    lone.give(Input::Persisted(third));
+    lone.give(Input::Flush);
+    assert_eq!(lone.last_frame(3).places[0].last(), third);
+}
+
 /// A client's next number is the one after its last, unless that was superseded. Then it is told.
 #[test]
 fn a_number_that_is_not_the_next_is_told() {

@@ -946,13 +946,13 @@ fn places_that_cannot_be_are_a_contradiction() {
     // Of two sessions, in one place.
     conflict(vec![ReportItem::Places(places.clone()), held(LIAR, 5, 1, places.time)]);
     conflict(vec![ReportItem::Places(places.clone()), ReportItem::Places(told(5, &[(A, 2, 1), (LIAR, 1, 1)]))]);
-    conflict(vec![ReportItem::Places(told(4, &[(A, 1, 1)])), ReportItem::Places(places)]);
+    // What is no list says nothing; two of them in one place are no honest client's.
     let (_, mut recovery) = roll_call(RecoveryPolicy::Wait);
     let absurd = Places { who: Bytes::from_static(b"nobody"), ..told(4, &[(A, 1, 1)]) };
-    assert_eq!(
-        recovery.report(Time(0), A, report(vec![ReportItem::Places(absurd)], 0)).map_err(|it| it.code()),
-        Err(Code::Protocol)
-    );
+    let other = Places { time: Time(9), ..told(4, &[(A, 1, 1)]) };
+    let items = vec![ReportItem::Places(absurd), ReportItem::Places(told(4, &[(A, 1, 1)])), ReportItem::Places(other)];
+    let refused = recovery.report(Time(0), A, report(items, 0));
+    assert_eq!(refused.map_err(|error| error.code()), Err(Code::Protocol));
 }
 
 /// Somebody is gone for good, and with him what only he knew; whoever shared a batch with him later loses nothing by it. That the
@@ -976,6 +976,39 @@ fn places_are_known_past_what_is_missing() {
     };
     assert_eq!(entries.iter().map(|entry| entry.header.lsn).collect::<Vec<_>>(), [Lsn(7)]);
     assert_eq!(missing.iter().map(|missing| missing.lsn).collect::<Vec<_>>(), [Lsn(4), Lsn(5), Lsn(6)]);
+}
+
+/// Of twenty who are gone one had something more that nobody knows of, the last. Which of them it was is found out all the same.
+#[test]
+fn whose_numbers_went_on_is_found_among_many() {
+    let policy = RecoveryPolicy::Conclude { gaps: GapPolicy::Skip, soft_us: 1_000, hard_us: 5_000 };
+    let (mut state, _) = roll_call(policy);
+    let gone: Vec<ClientId> = (10..28).map(ClientId).collect();
+    for (lsn, client) in (4..).zip(&gone) {
+        let origin = Some(Origin { client: *client, request: Request(0) });
+        state.apply_header(&header(lsn, Body::Open(SessionInfo::default()), origin, b""), None).unwrap();
+    }
+    let base = state.end().0;
+    let last = gone.len() - 1;
+    let together = |first: u64, request: u64, more: u64| {
+        let (mut placing, time) = (Placing::new(reign()), Time(first));
+        let of_gone = |at: usize| (gone[at], request + if at == last { more } else { 0 });
+        let all = std::iter::once((A, request)).chain((0..gone.len()).map(of_gone));
+        for (lsn, (client, request)) in (first..).map(Lsn).zip(all) {
+            let handle = state.session(client).unwrap().handle;
+            placing.push(lsn, time, (client, Request(request)), handle, Request(request));
+        }
+        placing.finish().swap_remove(0)
+    };
+    // One is missing before them, and nobody can say whose it was.
+    let places = together(base + 2, 1, 1);
+    let mut recovery = Recovery::new(&state, true, &PrimarySettings::default(), policy, Time(0));
+    recovery.begin(Time(0), A, Conn(1));
+    let observed = places.last().0;
+    recovery.report(Time(0), A, report(vec![ReportItem::Places(places), in_doubt(1)], observed)).unwrap();
+    recovery.evaluate(Time(2_000), &state);
+    let asked: Vec<Request> = recovery.pulls().into_iter().flat_map(|(_, requests, _)| requests).collect();
+    assert_eq!(asked, [Request(1)]);
 }
 
 /// Past a gap the state machine says what makes sense without it. What it gives up is lost like the gap itself, and named:

@@ -21,6 +21,8 @@ use crate::error::{Code, Error, Result};
 
 /// Most commands that are told of together.
 pub const PLACES_MAX: u32 = 4096;
+/// Most bytes that take.
+pub const PLACES_BYTES_MAX: usize = 1 << 17;
 /// Handles have no more bits.
 const HANDLE_BITS: u32 = 32;
 

@@ -524,6 +524,8 @@ impl Primary {
     pub(super) fn write_frames(&mut self, out: &mut Vec<Output>) {
         let (stable, settled) = (self.water.stable(), self.settled());
         let manifests = self.state.lowest() != Level::Local && rule::on(Rule::Manifest);
+        // Where nothing of an entry leaves before it is in the log, places do not either: the rest may be ordered anew.
+        let placed_upto = if self.logs_first() { self.water.logged() } else { Lsn(u64::MAX) };
         let covering = self.settings.covering() > 0;
         for conn in std::mem::take(&mut self.dirty) {
             let Some(live) = self.streams.get(&conn).and_then(|stream| stream.live.as_ref()) else {
@@ -560,7 +562,7 @@ impl Primary {
                     if tags.binary_search(&lsn).is_ok() || (own && !rule::on(Rule::ManifestOwn)) {
                         continue;
                     }
-                    match self.unstable.places(lsn) {
+                    match self.unstable.places(lsn).filter(|places| places.last() <= placed_upto) {
                         Some(places) => {
                             packer.places(places);
                             told = places.last();

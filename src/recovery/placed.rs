@@ -71,14 +71,21 @@ impl Along<'_> {
 
 impl Recovery {
     /// Somebody vouches for places. Returns whether that is news.
-    pub(super) fn vouch_places(&mut self, places: Places, client: ClientId) -> bool {
+    ///
+    /// # Errors
+    /// [`Code::Protocol`] if the same reporter says two things of one place.
+    pub(super) fn vouch_places(&mut self, places: Places, client: ClientId) -> Result<bool, Error> {
         self.placed_at.stale = true;
         let variants = self.placed_at.told.entry(places.first).or_default();
         if let Some(variant) = variants.iter_mut().find(|variant| variant.what == places) {
-            return variant.vouch(client);
+            return Ok(variant.vouch(client));
+        }
+        if variants.iter().any(|variant| variant.vouchers.binary_search(&client).is_ok()) {
+            let why = format!("the report tells of the places from {} on twice, and otherwise", places.first);
+            return Err(Error::new(Code::Protocol, why));
         }
         variants.push(Backing { what: places, vouchers: vec![client] });
-        true
+        Ok(true)
     }
 
     /// The reporter no longer vouches for the places that begin there.
@@ -106,7 +113,10 @@ impl Recovery {
     }
 
     pub(super) fn forget_placed(&mut self) {
-        for lsn in std::mem::take(&mut self.placed_at.headers).into_keys() {
+        for (lsn, header) in std::mem::take(&mut self.placed_at.headers) {
+            if let Some(Origin { client, request }) = header.origin.filter(|_| !self.known.contains_key(&lsn)) {
+                self.placed.remove(&(client, request, lsn));
+            }
             self.note_supply(lsn);
         }
         self.placed_at.error = None;
@@ -163,10 +173,20 @@ impl Recovery {
             along.skip_to(first);
             let runs = places.runs().unwrap_or_default();
             let origins = along.origins(places, &runs);
-            let origins = origins.and_then(|origins| self.confirm(places, &runs, origins, along.missing, &mut tries));
-            let Some(origins) = origins else {
+            let confirmed = origins.clone();
+            let confirmed =
+                confirmed.and_then(|origins| self.confirm(places, &runs, origins, along.missing, &mut tries));
+            let Some(origins) = confirmed else {
+                let origins = origins.unwrap_or_default();
                 if along.missing == 0 {
-                    return Err(self.disagree(first, variant.vouchers.iter().copied()));
+                    // Or what one of those said of itself, who are told of.
+                    let told = origins.iter().map(|(client, _)| *client);
+                    let told = told.filter(|client| self.reporters.contains_key(client));
+                    return Err(self.disagree(first, variant.vouchers.iter().copied().chain(told)));
+                }
+                // Of those who report the numbers are right all the same.
+                for (run, (client, start)) in runs.iter().zip(origins) {
+                    along.next.insert(client, Request(start.0.saturating_add(u64::from(run.count))));
                 }
                 while let Some(header) = known.next_if(|header| header.lsn <= last) {
                     along.pass(header);
@@ -206,19 +226,31 @@ impl Recovery {
         missing: u64,
         tries: &mut u32,
     ) -> Option<Vec<(ClientId, Request)>> {
-        let here = |client| self.reporters.get(&client).is_some_and(|reporter| reporter.complete);
+        let here = |client| self.in_sync && self.reporters.get(&client).is_some_and(|reporter| reporter.complete);
         let unsure = (0..runs.len()).filter(|at| runs[*at].request.is_none() && !here(origins[*at].0));
-        let mut further: Vec<(usize, u64)> = unsure.map(|at| (at, 0)).collect();
+        // Which, its number as far as is known, and how much further on it is tried.
+        let mut further: Vec<(usize, u64, u64)> = unsure.map(|at| (at, origins[at].1.0, 0)).collect();
+        let (mut sum, last) = (0, further.len().checked_sub(1));
         while !places.confirms(runs, origins.iter().copied()) {
             *tries = tries.checked_sub(1)?;
-            // As one counts, the lowest place first.
-            let next = further.iter().position(|(_, by)| *by < missing)?;
-            for (at, by) in &mut further[..next] {
-                origins[*at].1.0 -= std::mem::take(by);
+            // One sum after the other, for together they are no more than what is missing; of each, all ways to make it up.
+            let first = further.iter().position(|(_, _, by)| *by > 0);
+            match first.filter(|first| Some(*first) != last) {
+                Some(first) => {
+                    let by = std::mem::take(&mut further[first].2);
+                    further[0].2 = by - 1;
+                    further[first + 1].2 += 1;
+                }
+                None => {
+                    sum += 1;
+                    let last = last.filter(|_| sum <= missing)?;
+                    further[last].2 = 0;
+                    further[0].2 = sum;
+                }
             }
-            let (at, by) = &mut further[next];
-            origins[*at].1 = origins[*at].1.next();
-            *by += 1;
+            for (at, number, by) in &further {
+                origins[*at].1 = Request(number.saturating_add(*by));
+            }
         }
         Some(origins)
     }

@@ -25,7 +25,8 @@ use super::handed_out;
 use crate::codec::{Put, Take, whole};
 use crate::error::{Code, Error, Result};
 use crate::log::{
-    Body, ClientId, Digest, Entry, Epoch, Header, Level, Lsn, Origin, PLACES_MAX, Places, Record, Request, Tag, Time,
+    Body, ClientId, Digest, Entry, Epoch, Header, Level, Lsn, Origin, PLACES_BYTES_MAX, PLACES_MAX, Places, Record,
+    Request, Tag, Time,
 };
 use crate::message::{Outcome, ReportItem, Response, Write};
 
@@ -391,7 +392,11 @@ pub(super) fn places(field: &str, bytes: &[u8], epoch: Epoch) -> Result<Vec<Plac
         time = unzigzag(take.number()?, time);
         let places = Places { epoch, first: Lsn(first), count, time: Time(time), who: Bytes::new() };
         first = first.wrapping_add(u64::from(count));
-        Ok((places, length_of(take)?))
+        let length = length_of(take)?;
+        if length > PLACES_BYTES_MAX {
+            return Err(Error::new(Code::Protocol, "places of an absurd size"));
+        }
+        Ok((places, length))
     })?;
     let mut who = Payloads::new(field, Bytes::copy_from_slice(who), items.iter().map(|(_, length)| *length))?;
     Ok(items.into_iter().map(|(places, length)| Places { who: who.next(length), ..places }).collect())

@@ -187,6 +187,13 @@ impl Tape {
         Ok(())
     }
 
+    /// Leaves nothing behind what is written but zeros up to here, where there was room before: it is kept for what is pending.
+    fn blank(&mut self, upto: u64) -> io::Result<()> {
+        self.file.set_len(upto)?;
+        self.allocated = self.written;
+        self.extend(upto)
+    }
+
     /// Makes sure that what is pending fits: extends the file by zeros, `ahead` bytes more than needed as long as
     /// that stays below `most`, or writes it.
     pub(super) fn reserve(&mut self, ahead: u64, most: u64) -> io::Result<()> {
@@ -196,10 +203,10 @@ impl Tape {
         }
         // Zeros save a sync the change of the file's size; next to so many bytes of records they would cost more.
         if self.pending.len() >= BULK {
-            let length = self.pending.len();
+            let (length, allocated) = (self.pending.len(), self.allocated);
             return self.write().or_else(|error| {
                 self.pending.truncate(length);
-                self.cut(self.written).and(Err(error))
+                self.blank(allocated).and(Err(error))
             });
         }
         let wish = need.saturating_add(ahead).min(most.max(need));

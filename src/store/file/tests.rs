@@ -443,8 +443,8 @@ fn a_full_disk_costs_nothing() {
             }
         }
         assert_eq!(log.bounds().end, Lsn(kept as u64 + 1));
-        probe::with(|probe| probe.space = None);
         assert_eq!(log.sync().expect("a sync: what was appended has its place"), Lsn(kept as u64));
+        probe::with(|probe| probe.space = None);
         assert_eq!(all(&mut log), list[..kept]);
         drop(log);
         let mut log = FileLog::open(dir.path(), options).expect("a log");
