@@ -218,7 +218,7 @@ struct Waiters {
 struct Inner {
     core: Client,
     writes: Ordered<Request, Waiters>,
-    /// Outcomes nobody was waiting for.
+    /// Outcomes that nobody was waiting for, or not for certain.
     outcomes: BTreeMap<Request, WriteOutcome>,
     reads: HashMap<u64, oneshot::Sender<Result<Bytes>>>,
     flushes: HashMap<u64, oneshot::Sender<()>>,
@@ -233,20 +233,25 @@ impl Inner {
     /// Hands an outcome to whoever waits, or keeps it for who may ask.
     fn tell(&mut self, outcome: WriteOutcome) {
         let Waiters { caller, others } = self.writes.remove(&outcome.request()).unwrap_or_default();
-        let mut told = false;
+        // Who asked may go before it looks, and ask again.
+        let asked = !others.is_empty();
         for waiter in others {
-            told |= waiter.send(outcome.clone()).is_ok();
+            let _ = waiter.send(outcome.clone());
         }
         // Whoever issued it is nearly always the only one.
         let unheard = match caller {
+            Some(caller) if asked => caller.send(outcome.clone()).map_or_else(Some, |()| Some(outcome)),
             Some(caller) => caller.send(outcome).err(),
             None => Some(outcome),
         };
-        if let Some(outcome) = unheard.filter(|_| !told) {
-            self.outcomes.insert(outcome.request(), outcome);
-            if self.outcomes.len() > OUTCOMES_MAX {
-                self.outcomes.pop_first();
-            }
+        unheard.into_iter().for_each(|outcome| self.keep(outcome));
+    }
+
+    /// Keeps an outcome for who may ask.
+    fn keep(&mut self, outcome: WriteOutcome) {
+        self.outcomes.insert(outcome.request(), outcome);
+        if self.outcomes.len() > OUTCOMES_MAX {
+            self.outcomes.pop_first();
         }
     }
 
@@ -617,7 +622,7 @@ impl TaggedClient {
     /// issued; waits until it is known. The last 4096 such outcomes are kept. Cancel safe.
     ///
     /// # Errors
-    /// [`Code::InvalidArgument`] if the number was never issued, or its outcome was told already or is not kept any more.
+    /// [`Code::InvalidArgument`] if the number was never issued, or its outcome is not kept (any more).
     pub async fn outcome(&self, request: Request) -> Result<WriteOutcome> {
         let (waiter, answer) = oneshot::channel();
         {

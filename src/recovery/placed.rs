@@ -173,10 +173,8 @@ impl Recovery {
             along.skip_to(first);
             let runs = places.runs().unwrap_or_default();
             let origins = along.origins(places, &runs);
-            let confirmed = origins.clone();
-            let confirmed =
-                confirmed.and_then(|origins| self.confirm(places, &runs, origins, along.missing, &mut tries));
-            let Some(origins) = confirmed else {
+            let confirm = |origins| self.confirm(places, &runs, origins, along.missing, &mut tries);
+            let Some(origins) = origins.clone().and_then(confirm) else {
                 let origins = origins.unwrap_or_default();
                 if along.missing == 0 {
                     // Or what one of those said of itself, who are told of.

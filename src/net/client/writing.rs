@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 
 use tokio::sync::oneshot;
 
-use super::{Shared, WriteOutcome};
+use super::{Inner, Shared, WriteOutcome};
 use crate::error::{Code, Error, Result};
 use crate::log::Request;
 
@@ -49,7 +49,7 @@ impl Future for Writing {
         let done = match &mut self.state {
             State::Failed(error) => Err(error.take().unwrap_or_else(finished)),
             State::Done => Err(finished()),
-            State::Waiting { shared, request, answer, deadline, timer } => match Pin::new(answer).poll(cx) {
+            State::Waiting { shared, request, answer, deadline, timer } => match Pin::new(&mut *answer).poll(cx) {
                 Poll::Ready(Ok(outcome)) => Ok(outcome),
                 Poll::Ready(Err(_)) => {
                     let ended = shared.inner.lock().ended.clone();
@@ -60,6 +60,7 @@ impl Future for Writing {
                     let Some(deadline) = *deadline else { return Poll::Pending };
                     let timer = timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
                     std::task::ready!(timer.as_mut().poll(cx));
+                    give_up(&mut shared.inner.lock(), answer);
                     let error = Error::new(Code::Deadline, "the deadline passed before the outcome was known");
                     Ok(WriteOutcome::Unknown { request: *request, error })
                 }
@@ -70,16 +71,26 @@ impl Future for Writing {
     }
 }
 
+/// What has come meanwhile is kept for who may ask for it. Under the lock, so that nothing comes in between.
+fn give_up(inner: &mut Inner, answer: &mut oneshot::Receiver<WriteOutcome>) {
+    answer.close();
+    if let Ok(outcome) = answer.try_recv() {
+        inner.keep(outcome);
+    }
+}
+
 fn finished() -> Error {
     Error::new(Code::InvalidArgument, "the future was awaited to its end already")
 }
 
 impl Drop for Writing {
     fn drop(&mut self) {
-        if let State::Waiting { shared, request, .. } = &self.state
-            && shared.inner.lock().core.withdraw(*request)
-        {
-            shared.bell.notify_one();
+        if let State::Waiting { shared, request, answer, .. } = &mut self.state {
+            let mut inner = shared.inner.lock();
+            give_up(&mut inner, answer);
+            if inner.core.withdraw(*request) {
+                shared.bell.notify_one();
+            }
         }
     }
 }

@@ -333,6 +333,14 @@ impl Before {
         (self.lsn, self.time) = (lsn, time);
         Ok((header, flags))
     }
+
+    /// A header that is not a record's.
+    fn take_alone(&mut self, take: &mut Take<'_>) -> Result<Header> {
+        match self.take(take)? {
+            (_, flags) if flags & AS_SAID != 0 => Err(unknown("a header", flags)),
+            (header, _) => Ok(header),
+        }
+    }
 }
 
 /// Headers of a message of this epoch.
@@ -350,10 +358,7 @@ pub(super) fn put_headers(headers: &[Header], epoch: Epoch) -> Bytes {
 
 pub(super) fn headers(field: &str, bytes: &[u8], epoch: Epoch) -> Result<Vec<Header>> {
     let mut before = Before::new(epoch);
-    let (headers, rest) = read(field, bytes, |take| match before.take(take)? {
-        (_, flags) if flags & AS_SAID != 0 => Err(unknown("a header", flags)),
-        (header, _) => Ok(header),
-    })?;
+    let (headers, rest) = read(field, bytes, |take| before.take_alone(take))?;
     Payloads::new(field, Bytes::copy_from_slice(rest), std::iter::empty())?;
     Ok(headers)
 }
@@ -457,10 +462,7 @@ pub(super) fn put_items(items: &[ReportItem], epoch: Epoch) -> Bytes {
 
 pub(super) fn items(field: &str, bytes: &[u8], epoch: Epoch) -> Result<Vec<ReportItem>> {
     let (mut before, mut doubted) = (Before::new(epoch), 0);
-    let mut header = |take: &mut Take<'_>| match before.take(take)? {
-        (_, flags) if flags & AS_SAID != 0 => Err(unknown("a header", flags)),
-        (header, _) => Ok(header),
-    };
+    let mut header = |take: &mut Take<'_>| before.take_alone(take);
     let (items, rest) = read(field, bytes, |take| {
         Ok(match take.byte()? {
             HELD => ReportItem::Held { header: header(take)?, reply: None },
