@@ -43,7 +43,7 @@ impl Stream {
         self.header.origin = Some(Origin { client, request: Request(lsn.0 / OWNERS + 1) });
         self.cover.add(Time(0), &self.header, &self.payload);
         self.cover.tagged(client, lsn);
-        self.cover.settle(Time(0), true);
+        self.cover.settle(Time(0), true, Vec::new());
         for (holder, share) in self.cover.take_pushes() {
             self.cover.confirmed(holder, share.id);
         }

@@ -77,8 +77,8 @@ pub enum Rule {
     MembersByRequest,
     /// An entry is covered only once every row of its stripes is confirmed by its holder.
     CoverConfirmed,
-    /// An entry is covered only once its author confirmed the tag, or others hold copies of it.
-    CoverOrigin,
+    /// An entry is covered only once its place is known to a witness or its author, beside the holders, or others hold copies.
+    CoverWitness,
     /// The owners and holders of a stripe are in pairwise distinct failure domains.
     DistinctDomains,
     /// A stripe's members are held until the checkpoint passes the highest of them.
@@ -132,7 +132,7 @@ impl Rule {
         Rule::AckDurable,
         Rule::MembersByRequest,
         Rule::CoverConfirmed,
-        Rule::CoverOrigin,
+        Rule::CoverWitness,
         Rule::DistinctDomains,
         Rule::HoldStripe,
         Rule::Custody,

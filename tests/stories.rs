@@ -1440,7 +1440,7 @@ fn who_ends_is_in_no_stripe_with_those_who_come_after() {
     cover.stabilize(Lsn(4));
     assert!(cover.settled() < Lsn(4), "it waits for members");
     cover.retire(A);
-    cover.settle(Time(0), true);
+    cover.settle(Time(0), true, Vec::new());
     assert_eq!(cover.settled(), Lsn(4));
 }
 

@@ -118,18 +118,21 @@ impl Primary {
     pub(super) fn settle_cover(&mut self, now: Time, out: &mut Vec<Output>) {
         let coming = self.executing.is_some() || !self.writes.is_empty();
         let every = self.settings.checkpoint_every_us;
+        // First the answers, so that shares ride on them.
+        self.take_covered();
+        let told = self.dirty.iter().filter_map(|conn| self.streams.get(conn)?.live.as_ref());
+        let mut told: Vec<ClientId> = told.filter(|live| !live.responses.is_empty()).map(|live| live.client).collect();
+        told.sort_unstable();
         let Some(sharing) = &mut self.sharing else { return };
-        sharing.cover.settle(now, coming);
-        let (covered, settled) = (sharing.cover.covered(), sharing.cover.settled());
+        sharing.cover.settle(now, coming, told);
+        let settled = sharing.cover.settled();
         if settled > sharing.settled {
             sharing.settled = settled;
             self.checkpoint_due.get_or_insert(now.after(every));
         }
-        let pushes = sharing.cover.take_pushes();
-        // Without coverage there are copies for those who left, and no promise.
-        if self.settings.covering() > 0 && self.water.cover(covered) {
-            self.release_waiting();
-        }
+        let (pushes, unwitnessed) = (sharing.cover.take_pushes(), sharing.cover.take_unwitnessed());
+        unwitnessed.into_iter().for_each(|lsn| self.tag_early(lsn));
+        self.take_covered();
         for (client, share) in pushes {
             // Without a stream it is pushed again when the session stands on a new one.
             if let Some((conn, live)) = self.live(client) {
@@ -142,6 +145,27 @@ impl Primary {
         }
         self.tell_coverage(out);
         self.ask_rounds(now);
+    }
+
+    /// Takes over how far everything is covered, and answers what waited for it.
+    fn take_covered(&mut self) {
+        let Some(covered) = self.sharing.as_ref().map(|sharing| sharing.cover.covered()) else { return };
+        let before = self.water.covered();
+        // Without coverage there are copies for those who left, and no promise.
+        if self.settings.covering() > 0 && self.water.cover(covered) {
+            if !self.tags_first() {
+                // Witnesses know the places, and nothing was revealed that is not covered: no manifest has to tell them.
+                (before.0 + 1..=covered.0).for_each(|lsn| self.unstable.confirm(Lsn(lsn)));
+            }
+            self.release_waiting();
+        }
+    }
+
+    /// Whether a tag goes out before its reply may. In a covered service nothing is promised with it, and others witness the
+    /// entry's place: the author is told of it with the reply.
+    pub(super) fn tags_first(&self) -> bool {
+        !(self.settings.lowest == Level::Covered && self.settings.covering() > 0 && self.sharing.is_some())
+            || !rule::on(Rule::CoverWitness)
     }
 
     /// Tells operators and clients whether what is written can be covered, where that changed.

@@ -370,13 +370,22 @@ impl Primary {
     /// Queues the response to a request that is in the log at `lsn`: tag and reply, or the tag alone at first.
     pub(super) fn respond(&mut self, client: ClientId, request: Request, lsn: Lsn, level: Level) {
         let met = self.is_met(level, lsn);
-        let may_tag = met || !self.logs_first() || lsn <= self.water.logged();
+        let may_tag = met || (self.tags_first() && (!self.logs_first() || lsn <= self.water.logged()));
         if !met {
             let tagged = may_tag;
             self.replies.insert(lsn, Waiting { client, request, level, tagged });
         }
         if may_tag {
             self.queue_response(client, request, lsn, met);
+        }
+    }
+
+    /// Queues the tag of an entry whose reply has to wait, if it was not told yet.
+    pub(super) fn tag_early(&mut self, lsn: Lsn) {
+        if let Some(waiting) = self.replies.get_mut(&lsn).filter(|waiting| !waiting.tagged) {
+            waiting.tagged = true;
+            let Waiting { client, request, .. } = *waiting;
+            self.queue_response(client, request, lsn, false);
         }
     }
 
@@ -425,7 +434,13 @@ impl Primary {
     pub(super) fn respond_again(&mut self, client: ClientId, request: Request, level: Level) {
         let reply = self.state.session(client).and_then(|session| session.replies.get(&request));
         match reply.map(|reply| reply.lsn) {
-            Some(lsn) => self.respond(client, request, lsn, self.effective(level)),
+            Some(lsn) => {
+                self.respond(client, request, lsn, self.effective(level));
+                // What was confirmed on an older stream is void, and may be counted on.
+                if !self.logs_first() || lsn <= self.water.logged() {
+                    self.tag_early(lsn);
+                }
+            }
             None => {
                 if let Some((conn, live)) = self.live(client) {
                     let response = Response { request, tag: None, outcome: Some(Outcome::Superseded) };
@@ -484,11 +499,11 @@ impl Primary {
             let from = before.max(stable).next();
             (from <= now).then(|| self.replies.range(from..=now)).into_iter().flatten()
         };
-        let mut ready = Vec::new();
+        let (mut ready, tags_first) = (Vec::new(), self.tags_first());
         let news = news(logged_before, logged).chain(news(covered_before, covered));
         for (lsn, waiting) in self.replies.range(..=stable).chain(news) {
             let met = self.is_met(waiting.level, *lsn);
-            if met || (!waiting.tagged && *lsn <= logged) {
+            if met || (!waiting.tagged && tags_first && *lsn <= logged) {
                 ready.push((*lsn, met));
             }
         }

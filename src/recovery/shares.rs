@@ -121,7 +121,7 @@ impl Recovery {
     pub(super) fn wants_history(&self) -> Option<Lsn> {
         let windows = self.shares.bodies.values().filter_map(|plain| match plain {
             Plain::Window { members, .. } => members.first(),
-            Plain::Stripe { .. } => None,
+            Plain::Stripe { .. } | Plain::Witness { .. } => None,
         });
         let first = windows.filter(|first| **first <= self.base).min()?;
         let first = (*first).max(Lsn(self.base.0.saturating_sub(SPAN_MAX as u64)).next());

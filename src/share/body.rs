@@ -3,6 +3,7 @@
 //! ```text
 //! stripe   row · members · symbol        a member: header, segment; coefficient = cauchy(place in the list, row)
 //! window   first LSN · which of the next LSNs · symbol      coefficient = hash(share id, LSN)
+//! witness  members                                          no equation: where the members of a stripe are
 //! ```
 //!
 //! A stripe's symbol combines bare segments, since its members' headers stand beside it: whoever holds one share can
@@ -69,6 +70,11 @@ pub enum Plain {
         /// The combination, as long as the longest entry's symbol.
         symbol: Bytes,
     },
+    /// The members of a stripe alone: who holds this knows their places.
+    Witness {
+        /// As in the stripe's rows.
+        members: Vec<Member>,
+    },
 }
 
 impl Plain {
@@ -80,12 +86,12 @@ impl Plain {
             Plain::Stripe { row, members, symbol } => {
                 put.byte(0);
                 put.byte(*row);
-                put.number(members.len() as u64);
-                let mut before = (Lsn(0), Time(0));
-                for member in members {
-                    put.member(member, &mut before);
-                }
+                put.members(members);
                 put.0.extend_from_slice(symbol);
+            }
+            Plain::Witness { members } => {
+                put.byte(2);
+                put.members(members);
             }
             Plain::Window { members, symbol } => {
                 put.byte(1);
@@ -117,11 +123,10 @@ impl Plain {
         match take.byte()? {
             0 => {
                 let row = take.byte()?;
-                let mut before = (Lsn(0), Time(0));
-                let members = take.list(MEMBER_BYTES, |take| take.member(epoch, &mut before))?;
+                let members = take.members(epoch)?;
                 let longest = members.iter().map(|member| member.range().len()).max();
                 let symbol = bytes.slice_ref(take.rest());
-                if members.len() > MEMBERS_MAX || row >= 128 || longest != Some(symbol.len()) {
+                if row >= 128 || longest != Some(symbol.len()) {
                     return Err(Error::new(Code::Corrupt, "a stripe's members and symbol do not fit each other"));
                 }
                 Ok(Plain::Stripe { row, members, symbol })
@@ -142,6 +147,13 @@ impl Plain {
                 }
                 Ok(Plain::Window { members, symbol })
             }
+            2 => {
+                let members = take.members(epoch)?;
+                if members.is_empty() || !take.rest().is_empty() {
+                    return Err(Error::new(Code::Corrupt, "a witness of nothing, or of more than members"));
+                }
+                Ok(Plain::Witness { members })
+            }
             other => Err(Error::new(Code::UnknownKind, format!("a share of kind {other}"))),
         }
     }
@@ -149,7 +161,7 @@ impl Plain {
     /// The headers it names: none for a window.
     pub fn headers(&self) -> impl Iterator<Item = &Header> {
         let members = match self {
-            Plain::Stripe { members, .. } => members.as_slice(),
+            Plain::Stripe { members, .. } | Plain::Witness { members } => members.as_slice(),
             Plain::Window { .. } => &[],
         };
         members.iter().map(|member| &member.header)
@@ -160,6 +172,7 @@ impl Plain {
         match self {
             Plain::Stripe { row, .. } => field::cauchy(u8::try_from(at & 0x7f).unwrap_or_default(), *row),
             Plain::Window { members, .. } => members.get(at).map_or(0, |lsn| field::hash_coefficient(id, lsn.0)),
+            Plain::Witness { .. } => 0,
         }
     }
 }
@@ -168,6 +181,14 @@ impl Plain {
 const MEMBER_BYTES: usize = 6;
 
 impl Put<'_> {
+    fn members(&mut self, members: &[Member]) {
+        self.number(members.len() as u64);
+        let mut before = (Lsn(0), Time(0));
+        for member in members {
+            self.member(member, &mut before);
+        }
+    }
+
     /// Most members are commands of the share's own reign, in log order: they are told by what changes.
     fn member(&mut self, member: &Member, before: &mut (Lsn, Time)) {
         let header = &member.header;
@@ -194,6 +215,15 @@ impl Put<'_> {
 }
 
 impl Take<'_> {
+    fn members(&mut self, epoch: Epoch) -> Result<Vec<Member>> {
+        let mut before = (Lsn(0), Time(0));
+        let members = self.list(MEMBER_BYTES, |take| take.member(epoch, &mut before))?;
+        if members.len() > MEMBERS_MAX {
+            return Err(Error::new(Code::Corrupt, format!("{} members of a stripe", members.len())));
+        }
+        Ok(members)
+    }
+
     fn member(&mut self, epoch: Epoch, before: &mut (Lsn, Time)) -> Result<Member> {
         let wrong = |why: &str| Error::new(Code::Corrupt, why);
         let header = match self.byte()? {

@@ -3,14 +3,17 @@
 //!
 //! ```text
 //!  entries of distinct owners ──► open stripe ──seal──► f rows ──push──► f other domains ──confirm──► safe
-//!                                 (by size class)                 a holder leaves ▲──── its rows go elsewhere
+//!                                 (by size class)       a witness ─────► any other domain ──confirm──▲
+//!                                                                 a holder leaves ▲──── its rows go elsewhere
 //!                                                                 an owner leaves ▲──── f+1 plain copies
 //! ```
 //!
 //! A **stripe** is safe iff its owners are in pairwise distinct failure domains, each of its rows is confirmed by a
 //! holder, the holders' domains are pairwise distinct, none of them is an owner's, and each member is still held: by its
-//! owner's standing session, or by copies. An **entry** is safe iff its owner confirmed the tag (somebody has to know the
-//! entry's place even when every holder dies) and all its stripes are safe, or iff its copies are. A **copy** is the
+//! owner's standing session, or by copies. Somebody has to know the entries' places even when every holder dies: a
+//! **witness**, which is told the stripe's members alone, in a domain that is no holder's (it may be an owner's: where an
+//! owner is lost, not all holders are); or the owner, which confirmed the tag. An **entry** is safe iff all its stripes are,
+//! with witness or tag, or iff its copies are. A **copy** is the
 //! degenerate stripe: one member that no owner is counted for, and *f + 1* rows, each of which is the member itself. System
 //! entries, entries of clients in the primary's own domain, and those of clients that left, are protected by copies alone.
 //!
@@ -20,7 +23,6 @@
 //! Not here: the arithmetic ([`field`](super::field)), streams, and anything durable.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::ops::Bound;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -33,14 +35,16 @@ use crate::rule::{self, Rule};
 mod counts;
 mod domain;
 mod patience;
+mod place;
 mod session;
 mod stripe;
 
 pub use counts::CoverCounts;
 pub use domain::Domain;
 use patience::Patience;
+use place::Near;
 use session::Session;
-use stripe::{Open, Opened, encode};
+use stripe::{Open, Opened, encode, encode_witness};
 
 /// How coverage is to be had.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -96,7 +100,11 @@ struct Stripe {
     owners: Vec<Domain>,
     first: Lsn,
     until: Lsn,
+    /// Equations, or copies; and behind them the witness, where there is one.
     rows: Vec<Row>,
+    parity: usize,
+    /// Since when authors are asked to stand for their places themselves.
+    asked: Option<Time>,
 }
 
 /// The coverage of one reign's unstable entries.
@@ -121,6 +129,11 @@ pub struct Cover {
     shares: BTreeMap<u64, (u64, usize)>,
     next_share: u64,
     unplaced: BTreeSet<(u64, usize)>,
+    /// Rows that are to be placed at the end of the batch.
+    to_place: Vec<(u64, usize)>,
+    near: Near,
+    /// Members whose authors are asked for their confirms.
+    unwitnessed: Vec<Lsn>,
     /// Entries of which copies are to be made.
     to_copy: Vec<Lsn>,
     /// Somebody came, or has room again.
@@ -165,6 +178,9 @@ impl Cover {
             shares: BTreeMap::new(),
             next_share: now.0,
             unplaced: BTreeSet::new(),
+            to_place: Vec::new(),
+            near: Near::default(),
+            unwitnessed: Vec::new(),
             to_copy: Vec::new(),
             retry: false,
             pushes: Vec::new(),
@@ -373,13 +389,16 @@ impl Cover {
         let Some(entry) = self.entry(lsn) else { return };
         let (header, payload) = (entry.header.clone(), entry.payload.clone());
         let until = self.until(entry, lsn);
-        let rows = usize::from(self.settings.f) + 1;
+        let parity = usize::from(self.settings.f) + 1;
         for segment in 0..segments(header.length) {
             let member = Member { header: header.clone(), segment };
             let symbol = payload.slice(member.range());
             let body = encode(0, vec![member], symbol);
-            let rows = (0..rows).map(|_| Row::new(body.clone())).collect();
-            let id = self.keep(Stripe { members: vec![lsn], owners: Vec::new(), first: lsn, until, rows });
+            let rows = (0..parity).map(|_| Row::new(body.clone())).collect();
+            let (members, first) = (vec![lsn], lsn);
+            let stripe =
+                Stripe { members, owners: Vec::new(), first, until, rows, parity, asked: None };
+            let id = self.keep(stripe);
             if let Some(entry) = self.entry_mut(lsn) {
                 entry.copies.push(id);
             }
@@ -406,8 +425,11 @@ impl Cover {
         self.counts.ideal_bytes += f * segment_bytes / count.max(1);
         self.counts.symbol_bytes += f * longest as u64;
         let rows = rows.into_iter().zip(0..);
-        let rows = rows.map(|(symbol, row)| Row::new(encode(row, members.clone(), Bytes::from(symbol)))).collect();
-        let id = self.keep(Stripe { members: lsns.clone(), owners, first, until, rows });
+        let rows = rows.map(|(symbol, row)| Row::new(encode(row, members.clone(), Bytes::from(symbol))));
+        let mut rows: Vec<Row> = rows.collect();
+        let parity = rows.len();
+        rows.push(Row::new(encode_witness(members)));
+        let id = self.keep(Stripe { members: lsns.clone(), owners, first, until, rows, parity, asked: None });
         for lsn in lsns {
             let Some(entry) = self.entry_mut(lsn) else { continue };
             entry.open -= 1;
@@ -419,7 +441,7 @@ impl Cover {
         }
     }
 
-    /// Registers a stripe and finds holders for its rows.
+    /// Registers a stripe, whose rows find holders at the end of the batch.
     fn keep(&mut self, stripe: Stripe) -> u64 {
         self.next_stripe += 1;
         let id = self.next_stripe;
@@ -430,71 +452,8 @@ impl Cover {
         self.starts.insert((stripe.first, id));
         self.ends.insert((stripe.until, id));
         self.stripes.insert(id, stripe);
-        (0..rows).for_each(|at| self.place(id, at));
+        self.to_place.extend((0..rows).map(|at| (id, at)));
         id
-    }
-
-    /// The domains of a stripe's owners and holders.
-    fn taken<'a>(&'a self, stripe: &'a Stripe) -> Vec<&'a Domain> {
-        if !rule::on(Rule::DistinctDomains) {
-            return Vec::new();
-        }
-        let holders = stripe.rows.iter().filter_map(|row| row.holder.map(|(client, _)| client));
-        let holders = holders.filter_map(|client| self.sessions.get(&client)).map(|session| &session.domain);
-        stripe.owners.iter().chain(holders).collect()
-    }
-
-    /// The next session in turn that can hold the row; one that is late only if that is asked for.
-    fn find_holder(&self, id: u64, at: usize, late: bool) -> Option<ClientId> {
-        let stripe = self.stripes.get(&id)?;
-        let cost = stripe.rows[at].cost;
-        let taken = self.taken(stripe);
-        let fits = |session: &Session| {
-            let free = session.counts && !session.leaving && session.used + cost <= session.room;
-            free && session.late == late && !taken.contains(&&session.domain)
-        };
-        let after = self.sessions.range((Bound::Excluded(self.cursor), Bound::Unbounded));
-        let mut around = after.chain(self.sessions.range(..=self.cursor));
-        around.find(|(_, session)| fits(session)).map(|(client, _)| *client)
-    }
-
-    /// Finds a holder for a row, or notes that there is none.
-    fn place(&mut self, id: u64, at: usize) {
-        let Some(client) = self.find_holder(id, at, false).or_else(|| self.find_holder(id, at, true)) else {
-            let Some(stripe) = self.stripes.get(&id) else { return };
-            let taken = self.taken(stripe);
-            // Where others are there, but all of them are owners or have a row already, no wait for the next one to come
-            // is needed: each member is copied.
-            let crowded = !stripe.owners.is_empty() && self.domains.keys().all(|domain| taken.contains(&domain));
-            if crowded && self.domains.len() > usize::from(self.settings.f) {
-                self.to_copy.extend(&stripe.members);
-                self.unplaced.remove(&(id, at));
-            } else {
-                self.unplaced.insert((id, at));
-            }
-            return;
-        };
-        self.give(id, at, client);
-    }
-
-    /// Pushes a row to a holder.
-    fn give(&mut self, id: u64, at: usize, client: ClientId) {
-        let Some(stripe) = self.stripes.get(&id) else { return };
-        let Row { body, cost, .. } = stripe.rows[at].clone();
-        let until = stripe.until;
-        self.cursor = client;
-        self.unplaced.remove(&(id, at));
-        let share = self.next_share();
-        self.shares.insert(share, (id, at));
-        if let Some(session) = self.sessions.get_mut(&client) {
-            session.used += cost;
-            session.shares.insert(share);
-        }
-        if let Some(stripe) = self.stripes.get_mut(&id) {
-            (stripe.rows[at].holder, stripe.rows[at].given) = (Some((client, share)), self.now);
-        }
-        self.need(client, until);
-        self.push(client, share, until, body);
     }
 
     /// The cache of `client` holds this share.
@@ -582,10 +541,11 @@ impl Cover {
 
     /// Whether the entry would survive now: the predicate this module stands for.
     fn is_safe(&self, entry: &Covering) -> bool {
+        let striped = self.settings.f > 0 && entry.owner.is_some() && entry.open == 0;
+        let placed = |stripe: &Stripe| entry.tagged || stripe.is_witnessed() || !rule::on(Rule::CoverWitness);
         // That the owner's session stood ever since is asked of every member of its stripes.
-        let tagged = entry.tagged || (entry.owner.is_some() && !rule::on(Rule::CoverOrigin));
-        let striped = self.settings.f > 0 && tagged && entry.open == 0;
-        let whole = striped && entry.stripes.iter().all(|id| self.stripes.get(id).is_none_or(|it| self.is_whole(it)));
+        let safe = |stripe: &Stripe| self.is_whole(stripe) && placed(stripe);
+        let whole = striped && entry.stripes.iter().all(|id| self.stripes.get(id).is_none_or(safe));
         whole || self.has_copies(entry)
     }
 
@@ -599,9 +559,10 @@ impl Cover {
         stripe.is_confirmed() && stripe.members.iter().all(held)
     }
 
-    /// Seals what has waited long enough, or what nobody can add to; finds holders for what has none, where somebody may
-    /// have come. `coming`: entries are being ordered that may still go into the open stripes.
-    pub fn settle(&mut self, now: Time, coming: bool) {
+    /// Ends a batch: seals what has waited long enough, or what nobody can add to, and finds holders for what has none.
+    /// `coming`: entries are being ordered that may still go into the open stripes. `near`: the clients that are written to
+    /// anyway, in order.
+    pub fn settle(&mut self, now: Time, coming: bool, near: Vec<ClientId>) {
         self.pass(now);
         while let Some(open) = self.open.take_due(now, self.settings.wait_us) {
             self.seal(open);
@@ -611,11 +572,9 @@ impl Cover {
         }
         self.hurry(now);
         if std::mem::take(&mut self.retry) {
-            for (id, at) in std::mem::take(&mut self.unplaced) {
-                self.place(id, at);
-            }
+            self.to_place.extend(std::mem::take(&mut self.unplaced));
         }
-        self.copy_noted();
+        self.place_all(near);
         if self.first <= self.settled() {
             // The checkpoint had passed what waited for members.
             self.stabilize(self.stable);
@@ -691,6 +650,6 @@ impl Row {
 impl Stripe {
     fn is_confirmed(&self) -> bool {
         let confirmed = |row: &Row| row.holder.is_some() && (row.confirmed || !rule::on(Rule::CoverConfirmed));
-        self.rows.iter().all(confirmed)
+        self.rows[..self.parity].iter().all(confirmed)
     }
 }

@@ -85,8 +85,15 @@ fn window() -> impl Strategy<Value = (Epoch, Plain)> {
     )
 }
 
+fn witness() -> impl Strategy<Value = (Epoch, Plain)> {
+    stripe().prop_map(|(epoch, plain)| {
+        let Plain::Stripe { members, .. } = plain else { unreachable!("a stripe") };
+        (epoch, Plain::Witness { members })
+    })
+}
+
 fn plain() -> impl Strategy<Value = (Epoch, Plain)> {
-    prop_oneof![stripe(), window()]
+    prop_oneof![stripe(), window(), witness()]
 }
 
 fn encode(plain: &Plain) -> Vec<u8> {
@@ -107,6 +114,10 @@ fn look_at(plain: &Plain) {
             assert!(!symbol.is_empty() && members.is_sorted());
             assert!(members[members.len() - 1].0 - members[0].0 < SPAN_MAX as u64);
             members.len()
+        }
+        Plain::Witness { members } => {
+            assert!((1..=MEMBERS_MAX).contains(&members.len()));
+            return;
         }
     };
     assert!((0..members).all(|at| plain.coefficient(7, at) != 0));
@@ -143,6 +154,13 @@ fn what_no_encoder_makes_is_refused() {
     let many: Vec<Member> = (1..=65).map(|lsn| member(lsn, 10, 0)).collect();
     assert!(stripe(0, &many[..MEMBERS_MAX], 10).is_ok());
     assert!(stripe(0, &many, 10).is_err());
+
+    let witness = |members: &[Member]| encode(&Plain::Witness { members: members.to_vec() });
+    assert!(Plain::decode(Epoch::ZERO, &witness(&many[..MEMBERS_MAX]).into()).is_ok());
+    assert!(Plain::decode(Epoch::ZERO, &witness(&many).into()).is_err());
+    assert!(Plain::decode(Epoch::ZERO, &witness(&[]).into()).is_err());
+    let longer = [witness(&many[..1]), vec![0]].concat();
+    assert!(Plain::decode(Epoch::ZERO, &longer.into()).is_err(), "a witness that says more");
 
     let window = |members: &[u64], symbol: usize| {
         let members = members.iter().map(|lsn| Lsn(*lsn)).collect();
@@ -184,7 +202,7 @@ proptest! {
     }
 
     #[test]
-    fn a_body_of_any_bytes_does_no_harm(start in vec(0..3u8, 0..3), rest in vec(any::<u8>(), 0..200)) {
+    fn a_body_of_any_bytes_does_no_harm(start in vec(0..4u8, 0..3), rest in vec(any::<u8>(), 0..200)) {
         let mut bytes = start;
         bytes.extend(rest);
         if let Ok(plain) = Plain::decode(Epoch::ZERO, &bytes.into()) {

@@ -31,7 +31,7 @@ fn stream(owners: u64, f: u8, writes: u64, mut length: impl FnMut() -> u32) -> C
         };
         cover.add(Time(0), &header, &payload);
         cover.tagged(client, lsn);
-        cover.settle(Time(0), true);
+        cover.settle(Time(0), true, Vec::new());
         for (holder, share) in cover.take_pushes() {
             cover.confirmed(holder, share.id);
         }
@@ -97,9 +97,9 @@ fn the_parts_of_an_entry_s_way_add_up() {
     };
     cover.add(Time(1_000), &header, &Bytes::from_static(b"one"));
     cover.tagged(ClientId(1), Lsn(1));
-    cover.settle(Time(1_400), true);
+    cover.settle(Time(1_400), true, Vec::new());
     assert_eq!(cover.take_pushes(), [], "others may come");
-    cover.settle(Time(1_510), true);
+    cover.settle(Time(1_510), true, Vec::new());
     let pushes = cover.take_pushes();
     cover.pass(Time(3_000));
     for (holder, share) in pushes {

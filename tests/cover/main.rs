@@ -95,8 +95,10 @@ fn plan(
     room: impl Strategy<Value = u64>,
     several: u32,
 ) -> impl Strategy<Value = Plan> {
-    (settings, vec(site(room), 2..9), vec((step(several), flush()), 1..120)).prop_map(|(settings, sites, steps)| Plan {
+    let steps = vec((step(several), flush()), 1..120);
+    (settings, any::<bool>(), vec(site(room), 2..9), steps).prop_map(|(settings, tags_first, sites, steps)| Plan {
         settings,
+        tags_first,
         sites,
         steps,
     })
@@ -210,8 +212,8 @@ mod without {
     }
 
     #[test]
-    fn nobody_waits_for_the_confirm_of_the_author() {
-        is_missed(Rule::CoverOrigin, 2000);
+    fn nobody_waits_for_a_witness() {
+        is_missed(Rule::CoverWitness, 2000);
     }
 
     #[test]

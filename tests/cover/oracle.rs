@@ -146,8 +146,8 @@ impl Survivors {
             }
             for id in client.image.shares.keys().map(|(_, id)| id) {
                 let plain = &world.shares[id];
+                survivors.headers.extend(plain.headers().map(|header| (header.lsn, header.clone())));
                 let Plain::Stripe { members, symbol, .. } = plain else { continue };
-                survivors.headers.extend(members.iter().map(|member| (member.header.lsn, member.header.clone())));
                 let columns = members.iter().map(|member| (member.header.lsn, member.segment));
                 let terms = columns.enumerate().map(|(at, column)| (column, plain.coefficient(*id, at)));
                 survivors.rows.push((terms.collect(), symbol.clone()));

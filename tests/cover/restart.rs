@@ -17,7 +17,7 @@ fn life(held: u64) -> Cover {
         cover.remember(ClientId(client), held);
         cover.join(ClientId(client), 1, "", ROOM, Request(0));
     }
-    cover.settle(Time(0), true);
+    cover.settle(Time(0), true, Vec::new());
     cover
 }
 
@@ -45,6 +45,6 @@ fn the_shares_of_an_earlier_life_take_their_room() {
     assert!(cover.take_pushes().is_empty(), "who holds 900 of 1000 bytes has no room for 300 more");
     cover.stabilize(Lsn(4));
     write(&mut cover, 5);
-    cover.settle(Time(0), true);
+    cover.settle(Time(0), true, Vec::new());
     assert!(!cover.take_pushes().is_empty(), "what is stable has been let go");
 }

@@ -173,7 +173,7 @@ fn shares_stay_within_the_bytes_that_are_granted() {
         let written: usize = run.log.iter().map(|entry| encode_symbol(entry).len()).sum();
         let symbols = run.held.values().flatten().map(|(_, _, body)| match Plain::decode(EPOCH, body).unwrap() {
             Plain::Window { symbol, .. } => symbol.len(),
-            Plain::Stripe { .. } => panic!("a stripe in a window's place"),
+            Plain::Stripe { .. } | Plain::Witness { .. } => panic!("a stripe in a window's place"),
         });
         let symbols: usize = symbols.sum();
         assert!(symbols * 100 <= written * percent as usize, "{symbols} bytes for {written}, at {percent} %");

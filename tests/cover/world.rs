@@ -105,6 +105,8 @@ pub enum Step {
 #[derive(Clone, Debug)]
 pub struct Plan {
     pub settings: CoverSettings,
+    /// Every author is told of its tag at once, as where a reply may go out before it is covered.
+    pub tags_first: bool,
     pub sites: Vec<Site>,
     /// Each step, and what the primary does after it.
     pub steps: Vec<(Step, Flush)>,
@@ -178,6 +180,7 @@ pub struct Damage {
 
 pub struct World {
     settings: CoverSettings,
+    tags_first: bool,
     pub cover: Cover,
     pub clients: Vec<Client>,
     /// The true log, from LSN 1 on.
@@ -223,6 +226,7 @@ impl World {
         });
         let mut world = Self {
             settings,
+            tags_first: plan.tags_first,
             cover,
             clients: clients.collect(),
             log: Vec::new(),
@@ -322,7 +326,9 @@ impl World {
         };
         self.index.insert((id, request), lsn);
         self.levels.insert(lsn, level);
-        self.untold.push((at, lsn));
+        if self.tags_first {
+            self.untold.push((at, lsn));
+        }
         self.awaiting.insert(lsn, at);
         self.add(Entry { header, payload });
     }
@@ -523,7 +529,14 @@ impl World {
     /// What the primary does at the end of a batch.
     pub fn flush(&mut self, coming: bool) {
         self.end_retired();
-        self.cover.settle(self.now, coming);
+        let near = self.clients.iter().filter(|client| client.standing && !client.inbox.is_empty());
+        let near = near.map(|client| client.id).collect();
+        self.cover.settle(self.now, coming, near);
+        for lsn in self.cover.take_unwitnessed() {
+            if let Some(at) = self.awaiting.get(&lsn).copied() {
+                self.untold.push((at, lsn));
+            }
+        }
         for (holder, share) in self.cover.take_pushes() {
             let at = self.clients.iter().position(|client| client.id == holder).expect("a client");
             let fresh = self.shares.insert(share.id, self.read(&share)).is_none();
@@ -573,11 +586,11 @@ impl World {
     /// What a share says, which has to be true.
     fn read(&self, share: &Share) -> Plain {
         let plain = Plain::decode(share.epoch, &share.body).expect("a share that reads back");
-        let Plain::Stripe { members, .. } = &plain else { panic!("a window in a stripe's place") };
-        for member in members {
-            assert_eq!(Some(&member.header), self.entry(member.header.lsn).map(|entry| &entry.header));
+        assert!(!matches!(plain, Plain::Window { .. }), "a window in a stripe's place");
+        for header in plain.headers() {
+            assert_eq!(Some(header), self.entry(header.lsn).map(|entry| &entry.header));
         }
-        let last = members.iter().map(|member| member.header.lsn).max();
+        let last = plain.headers().map(|header| header.lsn).max();
         assert!(last <= Some(share.hold_until), "a share that is dropped before its last member is stable");
         plain
     }

@@ -271,7 +271,7 @@ pub fn cases() -> Vec<Case> {
             Plan { faults: Faults { disasters: 1, ticks: 4, ..NONE }, ..Plan::covered("disaster", &[&[C], &[], &[]]) },
         ),
         case(
-            &[CoverOrigin],
+            &[CoverWitness],
             Plan {
                 faults: Faults { disasters: 1, ticks: 4, ..NONE },
                 ..Plan::covered("disaster, seen", &[&[C], &[Q], &[]])

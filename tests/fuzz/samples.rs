@@ -129,10 +129,14 @@ fn entries() -> Vec<Entry> {
     entries
 }
 
+fn members(entries: &[Entry]) -> Vec<Member> {
+    entries.iter().map(|entry| Member { header: entry.header.clone(), segment: 0 }).collect()
+}
+
 fn stripe(entries: &[Entry], row: u8) -> Plain {
     let longest = entries.iter().map(|entry| entry.payload.len()).max().unwrap();
     let mut symbol = vec![0; longest];
-    let members = entries.iter().map(|entry| Member { header: entry.header.clone(), segment: 0 }).collect();
+    let members = members(entries);
     for (entry, at) in entries.iter().zip(0..) {
         field::add_scaled(&mut symbol[..entry.payload.len()], field::cauchy(at, row), &entry.payload);
     }
@@ -151,6 +155,7 @@ fn window(entries: &[Entry], id: u64) -> Plain {
 pub(crate) fn share_bodies() -> Vec<Vec<u8>> {
     let entries = entries();
     let bodies = (0..3).map(|row| stripe(&entries, row)).chain((1..4).map(|id| window(&entries[..3], id)));
+    let bodies = bodies.chain([Plain::Witness { members: members(&entries) }]);
     let bodies: Vec<Vec<u8>> = bodies.map(|body| with(Plain::encode, &body)).collect();
     bodies.into_iter().chain(entries.iter().map(encode_symbol)).collect()
 }

@@ -26,16 +26,17 @@ fn plain(bytes: &Bytes) -> Option<Plain> {
 pub(crate) fn share_bodies(bytes: &[u8]) {
     let bytes = Bytes::copy_from_slice(bytes);
     if let Some(body) = plain(&bytes) {
-        let (members, symbol) = match &body {
-            Plain::Stripe { members, symbol, .. } => (members.len(), symbol),
+        let (members, most, symbol) = match &body {
+            Plain::Stripe { members, symbol, .. } => (members.len(), MEMBERS_MAX, symbol.len()),
             Plain::Window { members, symbol } => {
                 assert!(members.windows(2).all(|pair| pair[0] < pair[1]), "each once, ascending");
-                (members.len(), symbol)
+                (members.len(), SPAN_MAX, symbol.len())
             }
+            Plain::Witness { members } => (members.len(), MEMBERS_MAX, 0),
         };
-        assert!(members <= MEMBERS_MAX.max(SPAN_MAX) && !matches!(body, Plain::Stripe { .. } if members > MEMBERS_MAX));
-        assert!(symbol.len() < bytes.len());
-        assert!((0..members).all(|at| body.coefficient(7, at) != 0), "a member that is not combined");
+        assert!((1..=most).contains(&members) && symbol < bytes.len());
+        let combined = !matches!(body, Plain::Witness { .. });
+        assert!((0..members).all(|at| (body.coefficient(7, at) != 0) == combined), "a member that is not combined");
         // The short form of a member does not say its epoch, which is the share's: what is of another is not written.
         if body.headers().all(|header| header.epoch == EPOCH) {
             let mut again = Vec::new();
@@ -74,6 +75,7 @@ pub(crate) fn solving(bytes: &[u8]) {
                     (members.iter().map(|member| (member.header.lsn, member.segment)).collect(), symbol)
                 }
                 Plain::Window { members, symbol } => (members.iter().map(|lsn| (*lsn, 0)).collect(), symbol),
+                Plain::Witness { .. } => continue,
             };
             let terms: Vec<_> =
                 keys.iter().enumerate().map(|(at, key)| (*key, body.coefficient(u64::from(op), at))).collect();

@@ -82,6 +82,7 @@ pub const MARKS: [&str; 64] = [
     "an author reports what is only in doubt",
     // Shares.
     "a row of a stripe is placed",
+    "a witness is told of places",
     "what somebody who left wrote goes to others",
     "a copy of a system entry is placed",
     "a window's share is sent",
@@ -318,7 +319,11 @@ fn mark_share(marks: &mut Marks, clients: &[SimClient], share: &Share) {
         marks.reach("a window's share is sent");
         return;
     }
-    let Ok(Plain::Stripe { members, .. }) = Plain::decode(share.epoch, &share.body) else { return };
+    let Ok(plain) = Plain::decode(share.epoch, &share.body) else { return };
+    let Plain::Stripe { members, .. } = plain else {
+        marks.reach("a witness is told of places");
+        return;
+    };
     let away = |client: ClientId| clients[number(client)].core.is_none();
     match &members[..] {
         [one] if one.header.body != Body::Command => marks.reach("a copy of a system entry is placed"),

@@ -85,11 +85,11 @@ impl<'a> Survivors<'a> {
         let (mut known, mut rows): (BTreeMap<Column, Bytes>, Vec<Row<Column>>) = Default::default();
         let mut lsns = BTreeSet::new();
         for (id, plain) in shares {
+            self.placed.extend(plain.headers().map(|header| header.lsn));
             let Plain::Stripe { members, symbol, .. } = plain else { continue };
             let mut terms = Vec::new();
             for (at, member) in members.iter().enumerate() {
                 let (lsn, segment) = (member.header.lsn, member.segment);
-                self.placed.insert(lsn);
                 lsns.insert(lsn);
                 terms.push(((lsn, segment), plain.coefficient(*id, at)));
                 let entry = self.entry(lsn).filter(|_| self.payloads.contains(&lsn) || member.range().is_empty());

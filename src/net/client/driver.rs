@@ -33,6 +33,8 @@ pub(super) struct Driver {
     /// Streams whose node does not read.
     stuck: Vec<Conn>,
     stores: Vec<Vec<CacheOp>>,
+    /// Somebody who waited for a write was told what came of it.
+    answered: bool,
 }
 
 impl Driver {
@@ -58,6 +60,7 @@ impl Driver {
             streams: HashMap::new(),
             stuck: Vec::new(),
             stores: Vec::new(),
+            answered: false,
         };
         driver.learn(endpoints);
         driver
@@ -105,14 +108,22 @@ impl Driver {
                 () = sleep => due = true,
                 _ = self.closing.wait_for(|closing| *closing) => break,
             }
+            let owes = {
+                let mut inner = shared.inner.lock();
+                self.take_stored(&mut inner);
+                for news in batch.drain(..) {
+                    self.take(&mut inner, news);
+                }
+                if due {
+                    self.step(&mut inner, ClientInput::Tick);
+                }
+                inner.core.next_timeout().is_some_and(|at| at <= self.clock.now())
+            };
+            // Whoever was answered may write again at once: what is confirmed rides on that.
+            if std::mem::take(&mut self.answered) && owes {
+                tokio::task::yield_now().await;
+            }
             let mut inner = shared.inner.lock();
-            self.take_stored(&mut inner);
-            for news in batch.drain(..) {
-                self.take(&mut inner, news);
-            }
-            if due {
-                self.step(&mut inner, ClientInput::Tick);
-            }
             self.step(&mut inner, ClientInput::Flush);
             for conn in std::mem::take(&mut self.stuck) {
                 self.step(&mut inner, ClientInput::Gone(conn));
@@ -198,14 +209,17 @@ impl Driver {
                 }
                 ClientOutput::Close(conn) => drop(self.streams.remove(&conn)),
                 ClientOutput::Store(ops) => self.stores.push(ops),
-                ClientOutput::Done { request, outcome, tag } => inner.tell(match outcome {
-                    Outcome::Reply(reply) => {
-                        // Without a tag nothing more is known than that it was applied.
-                        let met = tag.map_or(Level::Local, |tag| tag.met);
-                        WriteOutcome::Acknowledged { request, tag, met, reply }
-                    }
-                    Outcome::Superseded => WriteOutcome::Superseded { request },
-                }),
+                ClientOutput::Done { request, outcome, tag } => {
+                    self.answered = true;
+                    inner.tell(match outcome {
+                        Outcome::Reply(reply) => {
+                            // Without a tag nothing more is known than that it was applied.
+                            let met = tag.map_or(Level::Local, |tag| tag.met);
+                            WriteOutcome::Acknowledged { request, tag, met, reply }
+                        }
+                        Outcome::Superseded => WriteOutcome::Superseded { request },
+                    });
+                }
                 ClientOutput::Result { id, result } => {
                     if let Some(reader) = inner.reads.remove(&id) {
                         // A reader that went away is no loss.

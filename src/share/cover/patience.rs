@@ -1,10 +1,10 @@
-//! Holders and authors that stand and do not answer: what waits for them alone is given to others.
+//! Holders, witnesses and authors that stand and do not answer: what waits for them alone is given to others.
 //!
 //! `covered` goes in order, so one client that sleeps would hold up everybody until its stream is found broken. Whoever
 //! is overdue is passed over from then on, until it confirms something again. What it was given stays with it, and counts
 //! as its load; nothing depends on it any more.
 
-use super::{Cover, Covering, Row};
+use super::{Cover, Covering, Row, Stripe};
 use crate::log::{ClientId, Lsn, Time};
 
 /// Entries are looked at so far past what is covered, at most: the rest comes when that moves.
@@ -34,7 +34,8 @@ impl Cover {
             if now < entry.added.after(patience) {
                 break;
             }
-            let late = entry.owner.filter(|_| !entry.tagged);
+            let waits = |id: &u64| self.stripes.get(id).is_some_and(|stripe| stripe.waits_for_authors(now, patience));
+            let late = entry.owner.filter(|_| !entry.tagged && entry.stripes.iter().any(waits));
             let stripes: Vec<u64> = entry.stripes.iter().chain(&entry.copies).copied().collect();
             self.patience.upto = lsn;
             stripes.into_iter().for_each(|id| self.hurry_stripe(now, id));
@@ -72,28 +73,31 @@ impl Cover {
         let patience = self.settings.patience_us;
         let is_late = |row: &Row| !row.confirmed && now >= row.given.after(patience);
         let late = stripe.rows.iter().enumerate().filter(|(_, row)| is_late(row));
-        let late: Vec<(usize, ClientId, u64)> =
-            late.filter_map(|(at, row)| row.holder.map(|(client, share)| (at, client, share))).collect();
-        for (at, client, share) in late {
+        let late: Vec<(usize, ClientId)> =
+            late.filter_map(|(at, row)| row.holder.map(|(client, _)| (at, client))).collect();
+        for (at, client) in late {
             self.pass_over(client);
+            let Some(row) = self.stripes.get_mut(&id).map(|stripe| &mut stripe.rows[at]) else { return };
+            let holder = row.holder.take();
+            let other = self.find_holder(id, at, false);
             let Some(stripe) = self.stripes.get_mut(&id) else { return };
-            let (until, cost) = (stripe.until, stripe.rows[at].cost);
-            let holder = stripe.rows[at].holder.take();
-            let Some(other) = self.find_holder(id, at, false) else {
-                // It is as good as any.
-                if let Some(stripe) = self.stripes.get_mut(&id) {
-                    stripe.rows[at].holder = holder;
+            stripe.rows[at].holder = holder;
+            match other {
+                Some(other) => {
+                    self.void(id, at);
+                    self.give(id, at, other);
                 }
-                continue;
-            };
-            self.shares.remove(&share);
-            if let Some(session) = self.sessions.get_mut(&client)
-                && session.shares.remove(&share)
-            {
-                session.used -= cost;
-                self.occupy(client, share, cost, until);
+                None if stripe.is_witness(at) => self.ask_authors(id),
+                // It is as good as any.
+                None => {}
             }
-            self.give(id, at, other);
         }
+    }
+}
+
+impl Stripe {
+    /// Whether the authors of its members were asked long ago to stand for their places, and nobody else does.
+    fn waits_for_authors(&self, now: Time, patience: u64) -> bool {
+        !self.is_witnessed() && self.asked.is_some_and(|asked| now >= asked.after(patience))
     }
 }

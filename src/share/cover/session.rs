@@ -56,7 +56,8 @@ impl Cover {
         session.shares.insert(share);
         self.shares.insert(share, (id, 0));
         self.ends.insert((until, id));
-        self.stripes.insert(id, Stripe { members: Vec::new(), owners: Vec::new(), first: until, until, rows });
+        let (members, owners) = (Vec::new(), Vec::new());
+        self.stripes.insert(id, Stripe { members, owners, first: until, until, rows, parity: 1, asked: None });
     }
 
     /// A session that is about to stand says how many bytes of this reign's shares it holds. Those of an earlier life of this
@@ -178,7 +179,7 @@ impl Cover {
             stripe.rows[at].holder = None;
             stripe.rows[at].confirmed = false;
             if !stripe.members.is_empty() {
-                self.place(id, at);
+                self.to_place.push((id, at));
             }
         }
         if cost > 0 {
