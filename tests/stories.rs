@@ -1514,9 +1514,15 @@ fn a_tag_of_what_is_stable_has_its_time() {
     });
     world.run();
     // The backup gets the first of the two.
-    let lsn =
-        |world: &World, at: usize| world.clients[at].core.image().commands.get(&stripe[at]).unwrap().tag.unwrap().lsn;
-    let (first, second) = (lsn(&world, 0), lsn(&world, 1));
+    let lsn = |at: usize| {
+        let is_it = |origin: Origin| {
+            origin.client == world.clients[at].core.image().identity.as_ref().unwrap().client
+                && origin.request == stripe[at]
+        };
+        let is_it = |record: &&Record| record.entry.header.origin.is_some_and(is_it);
+        world.nodes[0].log.iter().find(is_it).unwrap().lsn()
+    };
+    let (first, second) = (lsn(0), lsn(1));
     assert_eq!(first.next(), second);
     world.nodes[1].stalled = true;
     world.connect_link();

@@ -165,7 +165,6 @@ impl Primary {
     /// entry's place: the author is told of it with the reply.
     pub(super) fn tags_first(&self) -> bool {
         !(self.settings.lowest == Level::Covered && self.settings.covering() > 0 && self.sharing.is_some())
-            || !rule::on(Rule::CoverWitness)
     }
 
     /// Tells operators and clients whether what is written can be covered, where that changed.

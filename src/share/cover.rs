@@ -396,8 +396,7 @@ impl Cover {
             let body = encode(0, vec![member], symbol);
             let rows = (0..parity).map(|_| Row::new(body.clone())).collect();
             let (members, first) = (vec![lsn], lsn);
-            let stripe =
-                Stripe { members, owners: Vec::new(), first, until, rows, parity, asked: None };
+            let stripe = Stripe { members, owners: Vec::new(), first, until, rows, parity, asked: None };
             let id = self.keep(stripe);
             if let Some(entry) = self.entry_mut(lsn) {
                 entry.copies.push(id);

@@ -6,6 +6,8 @@ use std::collections::BTreeSet;
 use tagalong::client::CacheImage;
 use tagalong::log::{Body, ClientId, Epoch, GapPolicy, Level, Lsn, Record, Request};
 use tagalong::message::{NodeFrame, Outcome};
+use tagalong::share::Share;
+use tagalong::share::body::Plain;
 
 use crate::client::{SimClient, number};
 use crate::node::Node;
@@ -81,6 +83,21 @@ impl Oracle {
 
     fn cache<'a>(&'a self, clients: &'a [SimClient], at: usize) -> &'a CacheImage {
         self.views[at].died_image.as_ref().unwrap_or_else(|| clients[at].image())
+    }
+
+    /// Whether in a covered service some share names this place, or more are damaged than it covers. That it would do, whoever
+    /// is lost, [`check_covered`](Self::check_covered) asks.
+    pub fn is_named(&self, clients: &[SimClient], place: (Epoch, Lsn)) -> bool {
+        if self.lowest != Level::Covered || self.covering == 0 {
+            return false;
+        }
+        let names = |share: &Share| {
+            let plain = (share.epoch == place.0).then(|| Plain::decode(share.epoch, &share.body));
+            plain.is_some_and(|plain| plain.is_ok_and(|plain| plain.headers().any(|header| header.lsn == place.1)))
+        };
+        let damaged = self.domains_of(self.damages.keys().copied());
+        damaged.len() > usize::from(self.covering)
+            || (0..clients.len()).any(|at| self.cache(clients, at).shares.values().any(names))
     }
 
     /// How many failure domains the reign's clients may lose, beside the primary's.

@@ -369,7 +369,8 @@ impl Oracle {
         }
     }
 
-    /// I4: whoever observed n holds the header of every entry up to n that is neither stable nor held by its origin.
+    /// I4: whoever observed n holds the header of every entry up to n that is neither stable nor held by its origin; in a
+    /// covered service that is neither stable nor named by a share.
     pub fn check_order_known(&mut self, nodes: &[Node], clients: &[SimClient], at: usize, frame: &NodeFrame) {
         let epoch = frame.epoch;
         let Some(core) = &clients[at].core else { return };
@@ -389,7 +390,8 @@ impl Oracle {
             let own = header.origin.filter(|origin| origin.client == clients[at].id);
             let tagged = own.and_then(|origin| image.commands.get(&origin.request)).and_then(|command| command.tag);
             let known = image.is_told(epoch, lsn) || tagged.is_some_and(|tag| (tag.epoch, tag.lsn) == place);
-            if !known && !self.is_confirmed(clients, place, header.origin, &header.body) {
+            let confirmed = || self.is_confirmed(clients, place, header.origin, &header.body);
+            if !known && !confirmed() && !self.is_named(clients, place) {
                 let what =
                     format!("client {at} sees the state at {seen}, but neither it nor the origin knows {header:?}");
                 self.violate("I4", what);

@@ -15,7 +15,7 @@ use crate::client::{SimClient, number};
 use crate::world::World;
 
 /// Every mark there is.
-pub const MARKS: [&str; 64] = [
+pub const MARKS: [&str; 65] = [
     // Disks.
     "a failed write stopped a node",
     "a full disk stopped a node",
