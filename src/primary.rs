@@ -144,7 +144,7 @@ impl Default for PrimarySettings {
             f: 0,
             privacy: Privacy::Withheld,
             uncovered: Uncovered::WhenStable,
-            stripe_members: 8,
+            stripe_members: 16,
             stripe_wait_us: 500,
             confirm_patience_us: 100_000,
             window_percent: 200,

@@ -149,7 +149,9 @@ impl Primary {
 
     /// Takes over how far everything is covered, and answers what waited for it.
     fn take_covered(&mut self) {
-        let Some(covered) = self.sharing.as_ref().map(|sharing| sharing.cover.covered()) else { return };
+        let Some(sharing) = &mut self.sharing else { return };
+        sharing.cover.advance();
+        let covered = sharing.cover.covered();
         let before = self.water.covered();
         // Without coverage there are copies for those who left, and no promise.
         if self.settings.covering() > 0 && self.water.cover(covered) {

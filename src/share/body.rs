@@ -77,6 +77,15 @@ pub enum Plain {
     },
 }
 
+/// The bodies of a stripe's rows, in their order, and of its witness: its members are the same in all.
+pub(super) fn stripe_bodies(members: &[Member], symbols: &[Vec<u8>]) -> Vec<Bytes> {
+    let mut named = Vec::with_capacity(48 * members.len());
+    Put(&mut named).members(members);
+    let rows = symbols.iter().zip(0..).map(|(symbol, row)| [&[VERSION, 0, row], &named[..], symbol].concat().into());
+    let witness = [&[VERSION, 2], &named[..]].concat().into();
+    rows.chain([witness]).collect()
+}
+
 impl Plain {
     /// Appends the body's form to `out`.
     pub fn encode(&self, out: &mut Vec<u8>) {

@@ -27,7 +27,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::body::{Member, segments};
+use super::body::{Member, segments, stripe_bodies};
 use super::{SEAL_COST, Share};
 use crate::log::{ClientId, Epoch, HEADER_COST, Header, Lsn, Time};
 use crate::rule::{self, Rule};
@@ -44,7 +44,7 @@ pub use domain::Domain;
 use patience::Patience;
 use place::Near;
 use session::Session;
-use stripe::{Open, Opened, encode, encode_witness};
+use stripe::{Open, Opened, encode_copy};
 
 /// How coverage is to be had.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -393,7 +393,7 @@ impl Cover {
         for segment in 0..segments(header.length) {
             let member = Member { header: header.clone(), segment };
             let symbol = payload.slice(member.range());
-            let body = encode(0, vec![member], symbol);
+            let body = encode_copy(member, symbol);
             let rows = (0..parity).map(|_| Row::new(body.clone())).collect();
             let (members, first) = (vec![lsn], lsn);
             let stripe = Stripe { members, owners: Vec::new(), first, until, rows, parity, asked: None };
@@ -423,11 +423,8 @@ impl Cover {
         self.counts.segment_bytes += segment_bytes;
         self.counts.ideal_bytes += f * segment_bytes / count.max(1);
         self.counts.symbol_bytes += f * longest as u64;
-        let rows = rows.into_iter().zip(0..);
-        let rows = rows.map(|(symbol, row)| Row::new(encode(row, members.clone(), Bytes::from(symbol))));
-        let mut rows: Vec<Row> = rows.collect();
         let parity = rows.len();
-        rows.push(Row::new(encode_witness(members)));
+        let rows = stripe_bodies(&members, &rows).into_iter().map(Row::new).collect();
         let id = self.keep(Stripe { members: lsns.clone(), owners, first, until, rows, parity, asked: None });
         for lsn in lsns {
             let Some(entry) = self.entry_mut(lsn) else { continue };
@@ -464,7 +461,6 @@ impl Cover {
         let Some(row) = self.stripes.get_mut(&id).and_then(|stripe| stripe.rows.get_mut(at)) else { return };
         if row.holder == Some((client, share)) {
             row.confirmed = true;
-            self.advance();
         }
     }
 
@@ -477,7 +473,6 @@ impl Cover {
         if let Some(entry) = self.entry_mut(lsn).filter(|entry| entry.owner == Some(client)) {
             entry.tagged = true;
             entry.present |= stands;
-            self.advance();
         }
     }
 
@@ -513,8 +508,8 @@ impl Cover {
         self.kept.retain(|_, (_, until)| *until > stable);
     }
 
-    /// Moves `covered` as far as everything is safe or stable.
-    fn advance(&mut self) {
+    /// Moves `covered` as far as everything is safe or stable: once for all that was confirmed.
+    pub fn advance(&mut self) {
         while self.covered < self.next().prev() {
             let lsn = self.covered.next();
             if lsn > self.stable && !self.entry(lsn).is_some_and(|entry| self.is_safe(entry)) {
@@ -563,6 +558,7 @@ impl Cover {
     /// anyway, in order.
     pub fn settle(&mut self, now: Time, coming: bool, near: Vec<ClientId>) {
         self.pass(now);
+        self.advance();
         while let Some(open) = self.open.take_due(now, self.settings.wait_us) {
             self.seal(open);
         }

@@ -105,6 +105,7 @@ fn the_parts_of_an_entry_s_way_add_up() {
     for (holder, share) in pushes {
         cover.confirmed(holder, share.id);
     }
+    cover.advance();
     let CoverCounts { covered, fill_us, confirm_us, .. } = cover.counts();
     assert_eq!((cover.covered(), covered, fill_us, confirm_us), (Lsn(1), 1, 510, 1_490));
 }

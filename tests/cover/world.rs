@@ -398,6 +398,7 @@ impl World {
                     self.unconfirmed.remove(&share);
                 }
             }
+            self.cover.advance();
         }
     }
 

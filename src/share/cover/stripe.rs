@@ -12,9 +12,6 @@ use crate::log::{Lsn, Time};
 use crate::share::body::{Member, Plain};
 use crate::share::{field, size_class};
 
-/// About what a member takes in a body.
-const MEMBER_COST: usize = 48;
-
 /// A stripe that takes members.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Open {
@@ -136,16 +133,9 @@ impl Open {
     }
 }
 
-/// The plain body of a row.
-pub(super) fn encode(row: u8, members: Vec<Member>, symbol: Bytes) -> Bytes {
-    let mut body = Vec::with_capacity(symbol.len() + MEMBER_COST * members.len() + 8);
-    Plain::Stripe { row, members, symbol }.encode(&mut body);
-    body.into()
-}
-
-/// The plain body of a stripe's witness.
-pub(super) fn encode_witness(members: Vec<Member>) -> Bytes {
-    let mut body = Vec::with_capacity(MEMBER_COST * members.len() + 8);
-    Plain::Witness { members }.encode(&mut body);
+/// The plain body of a copy.
+pub(super) fn encode_copy(member: Member, symbol: Bytes) -> Bytes {
+    let mut body = Vec::with_capacity(symbol.len() + 64);
+    Plain::Stripe { row: 0, members: vec![member], symbol }.encode(&mut body);
     body.into()
 }
