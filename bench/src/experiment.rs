@@ -59,7 +59,7 @@ experiments! {
 /// How much is measured, and where it goes.
 #[derive(clap::Args, Clone, Debug, Default)]
 pub(crate) struct Plan {
-    /// Fewer rows, and less of each: all experiments together end within ten minutes.
+    /// Fewer rows, and less of each: all experiments together take about a quarter of an hour.
     #[arg(long)]
     pub(crate) quick: bool,
     /// Where tables, data and plots are written.

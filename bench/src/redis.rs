@@ -60,7 +60,7 @@ pub(crate) async fn run(plan: &Plan) -> Result<Report> {
         };
         rows.push((row, cell));
     }
-    let rows = in_turns("redis", plan.repeats(3, 5), rows, measure_row).await;
+    let rows = in_turns("redis", plan.repeats(5, 5), rows, measure_row).await;
     let table = Table { title: "64 clients, one outstanding each".into(), keys: &KEYS, metrics: &METRICS, rows };
     let rows = (table.row(&["tagged"]), table.row(&["redis"]));
     let shows = vec![
