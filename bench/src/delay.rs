@@ -19,6 +19,8 @@ issued; what is held and what travels is seen while they are.
   `-logged`: answers wait for the primary's own disk, too. `smfs` is the baseline of network-sync, see `bench/src/smfs.rs`.
 * *Held*: bytes in all clients' caches together, those of writes without an answer included. *Held to travelling*: beside
   rate x round trip x payload, which is what they have to hold at least.
+* *At an offered rate*: 4 KiB at 5,000 writes a second, and in a long run 100 B at 20,000, from four clients that write when
+  the next is due, whatever is in flight; so the machine keeps up, and what is held is what the distance takes.
 * *Drained*: from the end of the load until no client holds anything, less one round trip.
 ";
 
@@ -36,6 +38,24 @@ const METRICS: [Metric; 11] = [
     Metric::new("backup_cpu_us", "backup's", 2),
     Metric::new("overrun", "datagrams the machine dropped", 0),
 ];
+
+/// What is seen at an offered rate.
+const HELD_KEYS: [&str; 3] = ["payload, B", "offered, writes/s", "one-way delay, ms"];
+const HELD_METRICS: [Metric; 8] = [
+    Metric::new("writes_per_s", "writes/s", 0),
+    Metric::new("p50_us", "p50, µs", 0),
+    Metric::new("p99_us", "p99, µs", 0),
+    Metric::new("held_most_kib", "held at most, KiB", 0),
+    Metric::new("held_most_to_travelling", "held at most to travelling", 2),
+    Metric::new("held_mean_to_travelling", "held to travelling, mean", 2),
+    Metric::new("drained_past_rtt_s", "drained, s", 3),
+    Metric::new("overdue", "due and not issued", 0),
+];
+/// Payloads, and about a third of what two cores write of them at full speed.
+const OFFERED: [(usize, u32); 2] = [(4096, 5_000), (100, 20_000)];
+const HELD_DELAYS: [u64; 2] = [10, 50];
+/// Nobody is to wait for answers.
+const OFFERED_IN_FLIGHT: usize = 4096;
 
 const BASE: [System; 5] = [
     System::Service(Mode::Sync),
@@ -79,16 +99,39 @@ pub(crate) async fn run(plan: &Plan) -> Result<Report> {
     }
     let rows = in_turns("delay", plan.repeats(5, 5), rows, measure_row).await;
     let table = Table { title: "By distance".into(), keys: &KEYS, metrics: &METRICS, rows };
-    let shows = shows(&table, payloads, delays);
+    let held = held(plan).await;
+    let mut shows = shows(&table, payloads, delays);
+    for row in &held.rows {
+        let [payload, rate, delay] = &row.key[..] else { continue };
+        let what = format!("tagged, held at most to travelling, {payload} B at {rate} writes/s, {delay} ms one way");
+        shows.push(Show::figure(what, "≤ 2", Some(row), "held_most_to_travelling"));
+    }
     let plots = plots(&table, payloads, delays, &systems);
     Ok(Report {
         name: "delay",
         title: "Against the distance of the backup",
         about: ABOUT.into(),
-        tables: vec![table],
+        tables: vec![table, held],
         shows,
         plots,
     })
+}
+
+/// What clients hold where the machine is not what limits them.
+async fn held(plan: &Plan) -> Table {
+    let mut rows = Vec::new();
+    for system in plan.systems(&[System::Service(Mode::Tagged)]) {
+        for (payload, rate) in OFFERED.into_iter().take(plan.choose(1, 2)) {
+            for delay in HELD_DELAYS {
+                let key = [payload.to_string(), rate.to_string(), delay.to_string()];
+                let mut cell = cell(plan, system, (4, OFFERED_IN_FLIGHT), payload, Duration::from_millis(2 * delay));
+                cell.shape.rate = f64::from(rate);
+                rows.push((Row::new(key), cell));
+            }
+        }
+    }
+    let rows = in_turns("delay, at an offered rate", plan.repeats(5, 5), rows, measure_row).await;
+    Table { title: "`tagged` at an offered rate".into(), keys: &HELD_KEYS, metrics: &HELD_METRICS, rows }
 }
 
 fn cell(plan: &Plan, system: System, (clients, in_flight): (u64, usize), payload: usize, rtt: Duration) -> Cell {

@@ -9,7 +9,7 @@ use bytes::Buf;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tagalong::client::ClientSettings;
-use tagalong::{TaggedClient, WriteOutcome};
+use tagalong::{TaggedClient, WriteOutcome, Writing};
 use tokio::sync::{Barrier, mpsc, watch};
 use tokio::task::JoinSet;
 
@@ -21,6 +21,8 @@ use crate::{Result, plain, redis};
 
 /// How often what the clients hold is looked at.
 const SAMPLE: Duration = Duration::from_millis(50);
+/// How often it is looked for writes that are due: a tick of the runtime's timers is ten times as long.
+const PACE: Duration = Duration::from_micros(100);
 /// A session may take this long to be established.
 const ATTACH: Duration = Duration::from_secs(60);
 
@@ -45,11 +47,15 @@ pub(crate) struct Shape {
     /// Seconds that clients have afterwards to get rid of what they hold.
     #[arg(long, default_value_t = 30.0)]
     pub(crate) drain: f64,
+    /// Writes a second of all clients together, each issued when it is due, or as soon as fewer than `in_flight` are; their
+    /// latencies count from when they were due. 0: the next is issued when one is answered.
+    #[arg(long, default_value_t = 0.0)]
+    pub(crate) rate: f64,
 }
 
 impl Default for Shape {
     fn default() -> Self {
-        Self { clients: 1, in_flight: 1, payload: 100, warm_up: 0.5, seconds: 2.0, drain: 30.0 }
+        Self { clients: 1, in_flight: 1, payload: 100, warm_up: 0.5, seconds: 2.0, drain: 30.0, rate: 0.0 }
     }
 }
 
@@ -86,6 +92,8 @@ pub(crate) struct Phase {
     barrier: Barrier,
     begin: watch::Receiver<Option<Begun>>,
     over: std::sync::atomic::AtomicBool,
+    /// Writes that were due, and never issued.
+    overdue: AtomicU64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -131,20 +139,33 @@ impl Held {
 
 /// Runs the load, and tells what came of it.
 pub(crate) async fn run(args: LoadArgs) -> Result<()> {
+    if args.shape.rate > 0.0 && args.target != Target::Tagged {
+        return Err("only a tagalong service is offered a rate".into());
+    }
     let mut orders = orders()?;
     let count = usize::try_from(args.shape.clients)?;
     let (begin, begun) = watch::channel(None);
-    let phase = Arc::new(Phase { barrier: Barrier::new(count + 1), begin: begun, over: Default::default() });
+    let phase = Arc::new(Phase {
+        barrier: Barrier::new(count + 1),
+        begin: begun,
+        over: Default::default(),
+        overdue: AtomicU64::new(0),
+    });
     let acked: Arc<Vec<AtomicU64>> = Arc::new((0..count).map(|_| AtomicU64::new(0)).collect());
     let clients = if args.target == Target::Tagged { attach(&args).await? } else { Vec::new() };
+    let (pacing, mut paces) = paces(&args.shape);
     let mut running = JoinSet::new();
     for client in 0..count {
         let (args, phase, acked) = (args.clone(), Arc::clone(&phase), Arc::clone(&acked));
         let number = client as u64;
         let tagged = clients.get(client).cloned();
+        let pace = paces.pop_front();
         running.spawn(async move {
             match tagged {
-                Some(tagged) => write(&tagged, number, &args.shape, &phase, &acked[client]).await,
+                Some(tagged) => match pace {
+                    None => write(&tagged, number, &args.shape, &phase, &acked[client]).await,
+                    Some(due) => write_paced(&tagged, number, &args.shape, due, &phase, &acked[client]).await,
+                },
                 None => {
                     let endpoint = &args.endpoint[client % args.endpoint.len()];
                     if args.target == Target::Redis {
@@ -163,6 +184,10 @@ pub(crate) async fn run(args: LoadArgs) -> Result<()> {
     let counts_from = now + Duration::from_secs_f64(args.shape.warm_up);
     let ends = counts_from + Duration::from_secs_f64(args.shape.seconds);
     begin.send_replace(Some(Begun { counts_from, ends }));
+    if args.shape.rate > 0.0 {
+        let rate = args.shape.rate;
+        std::thread::spawn(move || pace(now, ends, rate, &pacing));
+    }
     let held = Arc::new(Mutex::new(Held::default()));
     tokio::time::sleep_until(counts_from.into()).await;
     tell(&json!({ "event": "counting" }));
@@ -181,6 +206,7 @@ pub(crate) async fn run(args: LoadArgs) -> Result<()> {
     tell(&json!({ "event": "answered" }));
     let drained = drain(&clients, args.shape.drain).await?.then(|| ends.elapsed());
     let mut result = result(&args, &latencies, &held.lock(), &acked, drained, used);
+    result["overdue"] = phase.overdue.load(Ordering::Relaxed).into();
     result["missing"] = missing(&clients, &acked).await?.into();
     tell(&result);
     Ok(())
@@ -284,5 +310,91 @@ async fn write(
         if phase.counts(sent) {
             latencies.note(sent.elapsed());
         }
+    }
+}
+
+/// Where each client is told when its next write is due; nobody is, without a rate.
+fn paces(shape: &Shape) -> (Vec<mpsc::UnboundedSender<Instant>>, VecDeque<mpsc::UnboundedReceiver<Instant>>) {
+    let clients = if shape.rate > 0.0 { shape.clients } else { 0 };
+    (0..clients).map(|_| mpsc::unbounded_channel()).unzip()
+}
+
+/// Tells clients, in turns, of writes that are due, until the end. On a thread of its own, whose sleep is exact.
+fn pace(begun: Instant, ends: Instant, rate: f64, clients: &[mpsc::UnboundedSender<Instant>]) {
+    let mut turns = (0_u32..).zip(clients.iter().cycle());
+    let Some((_, mut client)) = turns.next() else { return };
+    let mut due = begun;
+    while due < ends {
+        if due > Instant::now() {
+            std::thread::sleep(PACE);
+            continue;
+        }
+        if client.send(due).is_err() {
+            return;
+        }
+        let Some((count, next)) = turns.next() else { return };
+        (due, client) = (begun + Duration::from_secs_f64(f64::from(count) / rate), next);
+    }
+}
+
+/// One client's writes, each when it is due, unless as many as may be are in flight; what is late counts as late.
+async fn write_paced(
+    client: &TaggedClient,
+    number: u64,
+    shape: &Shape,
+    mut due: mpsc::UnboundedReceiver<Instant>,
+    phase: &Phase,
+    acked: &AtomicU64,
+) -> Result<Latencies> {
+    phase.ready().await;
+    let mut latencies = Latencies::default();
+    let mut flight: VecDeque<(Instant, Writing)> = VecDeque::new();
+    let mut issued = 0;
+    let mut ended = false;
+    loop {
+        let free = flight.len() < shape.in_flight && !ended && !phase.is_over();
+        if flight.is_empty() && !free {
+            break;
+        }
+        tokio::select! {
+            outcome = async { (&mut flight[0].1).await }, if !flight.is_empty() => {
+                let WriteOutcome::Acknowledged { .. } = outcome? else {
+                    return Err("a write was not acknowledged".into());
+                };
+                acked.fetch_add(1, Ordering::Relaxed);
+                if let Some((due, _)) = flight.pop_front() && phase.counts(due) {
+                    latencies.note(due.elapsed());
+                }
+            }
+            next = due.recv(), if free => match next {
+                Some(due) => {
+                    issued += 1;
+                    flight.push_back((due, client.write(payload(number, issued, shape.payload))));
+                }
+                None => ended = true,
+            },
+        }
+    }
+    phase.overdue.fetch_add(due.len() as u64, Ordering::Relaxed);
+    Ok(latencies)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn writes_are_due_in_turns_and_none_before_its_time() {
+        let shape = Shape { clients: 2, rate: 10_000.0, ..Shape::default() };
+        let (told, mut clients) = paces(&shape);
+        let begun = Instant::now();
+        pace(begun, begun + Duration::from_micros(950), shape.rate, &told);
+        assert!(begun.elapsed() >= Duration::from_micros(900));
+        let due = |client: &mut mpsc::UnboundedReceiver<Instant>| {
+            std::iter::from_fn(|| client.try_recv().ok()).map(|due| (due - begun).as_micros()).collect::<Vec<_>>()
+        };
+        assert_eq!(due(&mut clients[0]), [0, 200, 400, 600, 800]);
+        assert_eq!(due(&mut clients[1]), [100, 300, 500, 700, 900]);
+        assert!(paces(&Shape::default()).1.is_empty());
     }
 }

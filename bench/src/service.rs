@@ -113,7 +113,9 @@ impl Outcome {
         let writes = self.figure("writes").max(1.0);
         let each = |sum: u64| sum as f64 / writes;
         let (payload, rtt) = (cell.shape.payload as f64, cell.rtt.as_secs_f64());
-        let travelling = self.figure("writes_per_s") * rtt * payload;
+        // What is offered travels, whether it is answered or not.
+        let rate = if cell.shape.rate > 0.0 { cell.shape.rate } else { self.figure("writes_per_s") };
+        let travelling = rate * rtt * payload;
         let mut figures = BTreeMap::from([
             ("load_cpu_us", self.figure("cpu_us") / writes),
             ("primary_cpu_us", each(self.primary_us)),
@@ -124,6 +126,7 @@ impl Outcome {
             ("held_mean_kib", self.figure("held_mean") / 1024.0),
             ("drained_past_rtt_s", self.figure("drained_s") - rtt),
             ("overrun", self.overrun as f64),
+            ("overdue", self.figure("overdue")),
             ("fill_us", self.counted("fill_us") / self.counted("covered_entries")),
             ("confirm_us", self.counted("confirm_us") / self.counted("covered_entries")),
         ]);
@@ -474,7 +477,7 @@ fn start_load(cell: &Cell, endpoints: &[SocketAddr], logs: &Path) -> Result<Proc
         Target::PlainBatched => "plain-batched",
         Target::Redis => "redis",
     };
-    let Shape { clients, in_flight, payload, warm_up, seconds, drain } = &cell.shape;
+    let Shape { clients, in_flight, payload, warm_up, seconds, drain, rate } = &cell.shape;
     let site = cell.sites.as_ref().map(|sites| ["--site".to_owned(), sites.name(0)]);
     let mut arguments: Vec<String> = site.into_iter().flatten().collect();
     arguments.extend(words(&["load", "--target", target]));
@@ -485,6 +488,7 @@ fn start_load(cell: &Cell, endpoints: &[SocketAddr], logs: &Path) -> Result<Proc
         ("warm-up", warm_up.to_string()),
         ("seconds", seconds.to_string()),
         ("drain", drain.to_string()),
+        ("rate", rate.to_string()),
     ];
     for (name, value) in options {
         arguments.extend([format!("--{name}"), value]);
