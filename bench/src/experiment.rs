@@ -54,6 +54,10 @@ experiments! {
     Redis = redis,
     /// A link that loses packets under TCP, in network namespaces.
     Lossy = lossy,
+    /// How long a node takes to start on a long log.
+    Restart = restart,
+    /// What it costs as it grows: idle sessions, manifests, and in a long run loads and what clients hold.
+    Growth = growth,
 }
 
 /// How much is measured, and where it goes.

@@ -72,7 +72,7 @@ pub(crate) async fn run(plan: &Plan) -> Result<Report> {
         rate: 0.0,
     };
     // A connection does not know yet how little it carries before it has lost a few packets.
-    let (warm_up, seconds) = (2.0, plan.seconds(3.0, 10.0));
+    let (warm_up, seconds) = (2.0, plan.seconds(2.0, 10.0));
     let paced = Shape { in_flight: OFFERED_IN_FLIGHT, rate: OFFERED.into(), warm_up, seconds, ..shape.clone() };
     let loads = losses.iter().map(|loss| (*loss, &shape)).chain([(OFFERED_LOSS, &paced)]);
     let mut rows = Vec::new();

@@ -69,12 +69,8 @@ enum What {
     All(experiment::Plan),
     #[command(flatten)]
     One(experiment::Experiment),
-    /// What it costs as it grows.
-    Growth(growth::GrowthArgs),
     /// How long a takeover takes, with options of its own.
     Recovery(recovery::RecoveryArgs),
-    /// How long a node takes to start on a long log.
-    Restart(restart::RestartArgs),
     #[command(hide = true)]
     Node(node::NodeArgs),
     #[command(hide = true)]
@@ -136,9 +132,7 @@ fn main() -> ExitCode {
                 What::Node(args) => node::run(args).await,
                 What::Load(args) => load::run(args).await,
                 What::Echo => echo().await,
-                What::Growth(args) => growth::run(args).await,
                 What::Recovery(args) => recovery::run(args).await,
-                What::Restart(args) => restart::run(args).await,
                 What::Holders(args) => recovery::run_holders(args).await,
                 What::Senders(args) => recovery::run_senders(args).await,
                 What::Sink => recovery::run_sink().await,

@@ -24,7 +24,13 @@ pub(crate) struct Pair {
 }
 
 impl Pair {
-    pub(crate) async fn start(folder: &Path, mode: Mode, rtt: Duration) -> Result<Pair> {
+    /// Clients reach the primary where it is advertised, or where it listens.
+    pub(crate) async fn start(
+        folder: &Path,
+        mode: Mode,
+        rtt: Duration,
+        advertised: Option<SocketAddr>,
+    ) -> Result<Pair> {
         let node = |name: &str| -> Result<Vec<String>> {
             let path = folder.join(name);
             let path = path.to_str().ok_or("the temporary folder's path is not UTF-8")?;
@@ -32,7 +38,9 @@ impl Pair {
             let arguments = ["node", "--folder", path, "--mode", mode.name(), "--delta-bytes-max", &delta];
             Ok(arguments.map(str::to_owned).to_vec())
         };
-        let mut primary = Process::spawn("primary", folder, &node("primary-log")?)?;
+        let mut arguments = node("primary-log")?;
+        arguments.extend(advertised.into_iter().flat_map(|at| ["--advertise".to_owned(), format!("http://{at}")]));
+        let mut primary = Process::spawn("primary", folder, &arguments)?;
         let near = listening(&mut primary).await?;
         primary.expect("serving", PATIENCE).await?;
         let relay = Relay::start(rtt)?;

@@ -219,7 +219,7 @@ pub(crate) struct Done {
 async fn disaster(folder: &Path, rtt_ms: u64, fill: Fill) -> Result<Done> {
     let Fill { mode, clients, payload, writes } = fill;
     let Pair { mut primary, mut backup, relay, near, far } =
-        Pair::start(folder, mode, Duration::from_millis(rtt_ms)).await?;
+        Pair::start(folder, mode, Duration::from_millis(rtt_ms), None).await?;
     // In a covered service one client has a process of its own, which dies with the primary.
     let dying = u64::from(mode == Mode::Covered);
     let holders = |first, clients| spawn_holders(folder, &[near, far], first, clients, writes, payload, IN_FLIGHT);

@@ -1,9 +1,4 @@
 //! How long a node takes to start on a long log, beside reading and checksumming the same bytes.
-//!
-//! The log is written through the store's own append, by no network. Then, in turns: its files are read from front to end
-//! with plain reads and checksummed, and a node is started on it as a process of its own, until it serves. Every session of
-//! the log is closed in it, so that nobody has to be heard. Once with the files in the system's memory, as after a crash of
-//! the process, and once without, as after one of the machine.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -11,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use serde_json::json;
 use tagalong::log::{
     Body, ClientId, ClusterId, Digest, Entry, Epoch, EpochStart, GroupId, Header, Level, Lsn, NodeId, Origin, Record,
     Request, SessionInfo, Time,
@@ -19,13 +15,39 @@ use tagalong::store::file::{FileLog, FileLogOptions};
 use tagalong::store::{LogStore, Marks};
 
 use crate::Result;
+use crate::experiment::{Plan, in_turns};
 use crate::node::Mode;
 use crate::pair::{PATIENCE, usage};
+use crate::plot::{Kind, Plot};
 use crate::process::Process;
-use crate::table::{self, Spread};
+use crate::report::{Measured, Metric, Report, Row, Show, Table};
 use crate::tally::payload;
 use crate::usage::Usage;
 
+const ABOUT: &str = "
+A log is written through the store's own append, by no network: entries of 100 bytes of 16 sessions in turns, one million,
+and in a long run ten. Then its files are read from front to end with plain reads and checksummed, and a node is started on
+it as a process of its own, until it serves. Every session of the log is closed in it, so that nobody has to be heard.
+
+* *In memory*: the files are in the system's memory, as after a crash of the process. *On disk*: they are not, as after one
+  of the machine; what is below the system, as a host's memory, may have them still.
+* *Ratio*: the rate of the start beside that of reading and checksumming.
+";
+
+const KEYS: [&str; 2] = ["entries", "files are"];
+const METRICS: [Metric; 7] = [
+    Metric::new("log_mib", "log, MiB", 0),
+    Metric::new("start_s", "start, s", 2),
+    Metric::new("cpu_s", "its CPU, s", 2),
+    Metric::new("start_mb_per_s", "start, MB/s", 0),
+    Metric::new("read_mb_per_s", "read and checksum, MB/s", 0),
+    Metric::new("ratio", "ratio", 2),
+    Metric::new("peak_mib", "peak memory, MiB", 0),
+];
+const PLACES: [&str; 2] = ["in memory", "on disk"];
+const PAYLOAD: usize = 100;
+/// Sessions that wrote them, in turns.
+const CLIENTS: u64 = 16;
 /// Records appended at once.
 const BATCH: u64 = 4096;
 /// One plain read.
@@ -33,80 +55,61 @@ const READ_BYTES: usize = 1 << 20;
 /// Replies a session of the log still has in its window: as a client with so many writes in flight leaves them.
 const IN_FLIGHT: u64 = 64;
 
-/// What is measured.
-#[derive(clap::Args, Debug)]
-pub(crate) struct RestartArgs {
-    /// Entries in the log.
-    #[arg(long, value_delimiter = ',', default_value = "100000,1000000,10000000")]
-    entries: Vec<u64>,
-    #[arg(long, default_value_t = 100)]
-    payload: usize,
-    /// Sessions that wrote them, in turns.
-    #[arg(long, default_value_t = 16)]
-    clients: u64,
-    #[arg(long, default_value_t = 5)]
-    repeats: usize,
-}
-
-/// Starts on one log, one value for each repeat.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Restart {
-    pub(crate) entries: u64,
-    /// Whether its files were in the system's memory.
-    pub(crate) warm: bool,
-    /// Bytes of its files.
-    pub(crate) bytes: u64,
-    /// Reading and checksumming them, in seconds.
-    pub(crate) read_s: Vec<f64>,
-    /// From the start of the process until it serves, in seconds.
-    pub(crate) start_s: Vec<f64>,
-    /// The processor's time for the same, in seconds.
-    pub(crate) cpu_s: Vec<f64>,
-    /// The most memory the process took until then, in bytes.
-    pub(crate) peak: Vec<f64>,
-}
-
-pub(crate) async fn run(args: RestartArgs) -> Result<()> {
-    show(&measure(&args).await?);
-    Ok(())
-}
-
-pub(crate) async fn measure(args: &RestartArgs) -> Result<Vec<Restart>> {
-    let mut restarts = Vec::new();
-    for entries in args.entries.iter().copied() {
-        let folder = tempfile::tempdir_in(crate::scratch())?;
-        let log = folder.path().join("log");
-        write_log(&log, entries, args)?;
-        let [mut warm, mut cold] = [true, false].map(|warm| Restart { entries, warm, ..Restart::default() });
-        // The system's memory is filled; then every other turn begins with it empty.
-        read_all(&log)?;
-        for _ in 0..args.repeats {
-            for restart in [&mut warm, &mut cold] {
-                measure_one(restart, &log, folder.path()).await?;
-            }
-        }
-        restarts.extend([warm, cold]);
+pub(crate) async fn run(plan: &Plan) -> Result<Report> {
+    let counts: &[u64] = plan.choose(&[1_000_000], &[1_000_000, 10_000_000]);
+    let folder = tempfile::tempdir_in(crate::scratch())?;
+    let mut rows = Vec::new();
+    for &entries in counts {
+        let log = folder.path().join(entries.to_string());
+        write_log(&log, entries)?;
+        rows.extend(PLACES.map(|place| (Row::new([entries.to_string(), place.to_owned()]), (log.clone(), place))));
     }
-    Ok(restarts)
+    let rows = in_turns("restart", plan.repeats(3, 5), rows, async |(log, place): &(PathBuf, &str)| {
+        measure(log, *place == PLACES[0], folder.path()).await
+    });
+    let table = Table { title: "Starts".into(), keys: &KEYS, metrics: &METRICS, rows: rows.await };
+    let show = |row: &Row| {
+        let what = format!("start / read and checksum, rate, {} entries {}", row.key[0], row.key[1]);
+        Show::figure(what, "≥ 0.5", Some(row), "ratio")
+    };
+    let shows = table.rows.iter().map(show).collect();
+    let bar = |row: &Row| Some((row.key.join(" entries, "), row.spread("start_s")?));
+    let kind = Kind::Bars(table.rows.iter().rev().filter_map(bar).collect());
+    let plot = Plot { name: "start", title: "Until a node serves".into(), x: "s", y: "", kind };
+    Ok(Report {
+        name: "restart",
+        title: "Starting on a long log",
+        about: ABOUT.into(),
+        tables: vec![table],
+        shows,
+        plots: vec![plot],
+    })
 }
 
 #[expect(clippy::cast_precision_loss, reason = "figures for people")]
-async fn measure_one(restart: &mut Restart, log: &Path, logs: &Path) -> Result<()> {
-    prepare(log, restart.warm)?;
+async fn measure(log: &Path, in_memory: bool, logs: &Path) -> Result<Measured> {
+    prepare(log, in_memory)?;
     let began = Instant::now();
-    restart.bytes = read_all(log)?;
-    restart.read_s.push(began.elapsed().as_secs_f64());
-    prepare(log, restart.warm)?;
+    let bytes = read_all(log)? as f64;
+    let read_s = began.elapsed().as_secs_f64();
+    prepare(log, in_memory)?;
     let (took, used) = start(log, logs).await?;
-    restart.start_s.push(took.as_secs_f64());
-    restart.cpu_s.push(used.cpu_us as f64 / 1e6);
-    restart.peak.push(used.memory as f64);
-    Ok(())
+    let start_s = took.as_secs_f64();
+    let figures = [
+        ("log_mib", bytes / f64::from(1 << 20)),
+        ("start_s", start_s),
+        ("cpu_s", used.cpu_us as f64 / 1e6),
+        ("start_mb_per_s", bytes / start_s / 1e6),
+        ("read_mb_per_s", bytes / read_s / 1e6),
+        ("ratio", read_s / start_s),
+        ("peak_mib", used.memory as f64 / f64::from(1 << 20)),
+    ];
+    Ok(Measured { figures: figures.into(), raw: json!({ "bytes": bytes, "read_s": read_s, "start_s": start_s }) })
 }
 
 /// Has the files in the system's memory, or out of it.
-fn prepare(log: &Path, warm: bool) -> Result<()> {
-    if warm {
+fn prepare(log: &Path, in_memory: bool) -> Result<()> {
+    if in_memory {
         read_all(log)?;
         return Ok(());
     }
@@ -116,38 +119,6 @@ fn prepare(log: &Path, warm: bool) -> Result<()> {
         rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)?;
     }
     Ok(())
-}
-
-#[expect(clippy::cast_precision_loss, reason = "figures for people")]
-fn show(restarts: &[Restart]) {
-    let rows = restarts.iter().map(|restart| {
-        let Restart { entries, warm, bytes, read_s, start_s, cpu_s, peak } = restart;
-        let rates = |seconds: &[f64]| Spread::of(seconds.iter().map(|seconds| *bytes as f64 / seconds / 1e6)).show(0);
-        let ratio = Spread::of(read_s.iter().zip(start_s).map(|(read, start)| read / start));
-        vec![
-            entries.to_string(),
-            if *warm { "in memory" } else { "on disk" }.to_owned(),
-            (bytes >> 20).to_string(),
-            Spread::of(start_s.iter().copied()).show(2),
-            Spread::of(cpu_s.iter().copied()).show(2),
-            rates(start_s),
-            rates(read_s),
-            ratio.show(2),
-            Spread::of(peak.iter().map(|peak| peak / 1048576.0)).show(0),
-        ]
-    });
-    let head = [
-        "entries",
-        "files are",
-        "log, MiB",
-        "start, s",
-        "its CPU, s",
-        "start, MB/s",
-        "read and checksum, MB/s",
-        "ratio",
-        "peak memory, MiB",
-    ];
-    print!("{}", table::table(&head, &rows.collect::<Vec<_>>()));
 }
 
 /// Starts a node on the log: how long until it serves, and what it used, at most, until then.
@@ -194,7 +165,7 @@ fn read_all(folder: &Path) -> Result<u64> {
 }
 
 /// Writes a log that a primary without a backup left behind.
-fn write_log(folder: &Path, entries: u64, args: &RestartArgs) -> Result<()> {
+fn write_log(folder: &Path, entries: u64) -> Result<()> {
     let mut log = FileLog::open(folder, FileLogOptions::default())?;
     let epoch = Epoch { number: 1, node: NodeId(7), ..Epoch::ZERO };
     let marks = Marks {
@@ -208,13 +179,13 @@ fn write_log(folder: &Path, entries: u64, args: &RestartArgs) -> Result<()> {
     log.save_marks(&marks)?;
     let mut writer = Writer { epoch, next: Lsn(1), batch: Vec::new() };
     writer.put(Body::EpochStart(Box::new(EpochStart { lowest: Level::Local, ..EpochStart::default() })), None);
-    for client in 1..=args.clients {
+    for client in 1..=CLIENTS {
         let info = SessionInfo { incarnation: 1, domain: format!("rack-{client}"), ..SessionInfo::default() };
         writer.put(Body::Open(info), Some(Origin { client: ClientId(client.into()), request: Request(0) }));
     }
     for entry in 0..entries {
-        let (client, serial) = (entry % args.clients + 1, entry / args.clients + 1);
-        writer.command(client, serial, payload(client, serial, args.payload));
+        let (client, serial) = (entry % CLIENTS + 1, entry / CLIENTS + 1);
+        writer.command(client, serial, payload(client, serial, PAYLOAD));
         if entry % BATCH == BATCH - 1 {
             log.append(&std::mem::take(&mut writer.batch))?;
         }
@@ -222,7 +193,7 @@ fn write_log(folder: &Path, entries: u64, args: &RestartArgs) -> Result<()> {
             log.sync()?;
         }
     }
-    for client in 1..=args.clients {
+    for client in 1..=CLIENTS {
         writer.put(Body::Close, Some(Origin { client: ClientId(client.into()), request: Request(0) }));
     }
     log.append(&writer.batch)?;
