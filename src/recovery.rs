@@ -620,7 +620,9 @@ impl Recovery {
             return Next::Wait;
         }
         let mut walk = self.walk();
-        if !everyone || !self.excluded.is_empty() || !walk.gaps.is_empty() {
+        // All of them, even if the first fill the gaps: what was rebuilt must not depend on which came first.
+        self.shares.begun |= !everyone || !self.excluded.is_empty() || !walk.gaps.is_empty();
+        if self.shares.begun {
             let late = hard.is_some_and(|at| now >= at);
             if self.want_shares() && !late {
                 return Next::Wait;

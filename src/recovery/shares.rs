@@ -32,6 +32,8 @@ pub(super) struct Shares {
     history_upto: Lsn,
     /// What was decoded.
     pub(super) entries: BTreeMap<Lsn, Entry>,
+    /// They turned out to be needed.
+    pub(super) begun: bool,
     /// Something came or went since the last decoding.
     pub(super) stale: bool,
     /// Bodies that were forged, damaged, or sealed with another key.
