@@ -88,7 +88,7 @@ pub struct PrimarySettings {
     pub uncovered: Uncovered,
     /// Segments of a stripe, of as many owners; fewer where there are not so many.
     pub stripe_members: usize,
-    /// A stripe waits this long for members that may come, where any may come at all.
+    /// A stripe waits this long for members, at most; and no longer than others wait to be confirmed.
     pub stripe_wait_us: u64,
     /// A client that has not confirmed a share, or the tag of its own entry, for this long is passed over for another, so
     /// that one that sleeps does not hold up what others cover.
@@ -145,7 +145,7 @@ impl Default for PrimarySettings {
             privacy: Privacy::Withheld,
             uncovered: Uncovered::WhenStable,
             stripe_members: 16,
-            stripe_wait_us: 500,
+            stripe_wait_us: 5_000,
             confirm_patience_us: 100_000,
             window_percent: 200,
             custody_bytes_max: 64 << 20,
@@ -246,6 +246,8 @@ pub struct Primary {
     asked: VecDeque<Asked>,
     executing: Option<Batch>,
     replies: Ordered<Lsn, Waiting>,
+    /// How many of them wait for the backup.
+    stable_replies: u64,
     /// In the order of their LSNs.
     reads: VecDeque<Reading>,
     /// Replies that waited for the own disk, and for coverage, were released up to here.
@@ -612,6 +614,8 @@ impl Primary {
             "I9: what is stable is released"
         );
         self.check_cover();
+        let stable = || self.replies.values().filter(|waiting| waiting.level == Level::Stable).count() as u64;
+        debug_assert_eq!(self.stable_replies, stable());
         assert!(self.saved <= self.saves, "marks saved that nobody asked for");
         debug_assert!(self.attached.iter().all(|(_, conn)| self.streams.contains_key(conn)));
         debug_assert!(self.admissions.iter().all(|client| self.attached.contains_key(client)));

@@ -71,7 +71,7 @@ impl Reading {
 pub(super) struct Waiting {
     client: ClientId,
     request: Request,
-    level: Level,
+    pub(super) level: Level,
     tagged: bool,
 }
 
@@ -348,7 +348,11 @@ impl Primary {
     /// Whether anything waits for the backup: then what is sent to it should leave at once. Otherwise it only takes from
     /// what clients hold.
     pub fn waits_for_backup(&self) -> bool {
-        let entries = self.replies.is_empty() && self.reads.is_empty();
+        // What is to be covered waits for clients, as long as there are enough of them.
+        let covers = self.sharing.as_ref().is_some_and(|sharing| !sharing.is_short());
+        let replies = self.stable_replies == 0 && (covers || self.replies.is_empty());
+        let entries =
+            replies && self.reads.iter().all(|reading| covers && reading.level < Level::Stable && reading.echo == 0);
         let sessions = self.admissions.is_empty() && self.in_flight.is_empty() && self.departing.is_empty();
         let attached = self.counts_backup && self.follower.as_ref().is_some_and(|follower| follower.in_sync);
         !(matches!(self.phase, Phase::Open) && attached && entries && sessions)
@@ -373,7 +377,9 @@ impl Primary {
         let may_tag = met || (self.tags_first() && (!self.logs_first() || lsn <= self.water.logged()));
         if !met {
             let tagged = may_tag;
-            self.replies.insert(lsn, Waiting { client, request, level, tagged });
+            let before = self.replies.insert(lsn, Waiting { client, request, level, tagged });
+            self.stable_replies -= u64::from(before.is_some_and(|before| before.level == Level::Stable));
+            self.stable_replies += u64::from(level == Level::Stable);
         }
         if may_tag {
             self.queue_response(client, request, lsn, met);
@@ -514,8 +520,9 @@ impl Primary {
                 continue;
             };
             waiting.tagged = true;
-            let Waiting { client, request, .. } = *waiting;
+            let Waiting { client, request, level, .. } = *waiting;
             if met {
+                self.stable_replies -= u64::from(level == Level::Stable);
                 self.replies.remove(&lsn);
             }
             self.queue_response(client, request, lsn, met);

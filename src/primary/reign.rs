@@ -170,6 +170,7 @@ impl Primary {
             asked: VecDeque::new(),
             executing: None,
             replies: crate::ordered::Ordered::new(),
+            stable_replies: 0,
             reads: VecDeque::new(),
             released: (Lsn(0), Lsn(0)),
             streams: BTreeMap::new(),

@@ -144,9 +144,6 @@ pub struct Cover {
     /// Up to which checkpoint anything a client was given, or wrote, is needed.
     needed: BTreeMap<ClientId, Lsn>,
     bytes: u64,
-    /// Who wrote in the present and the last span of time.
-    active: [BTreeSet<ClientId>; 2],
-    turned: Time,
     cursor: ClientId,
     now: Time,
     patience: Patience,
@@ -187,8 +184,6 @@ impl Cover {
             kept: BTreeMap::new(),
             needed: BTreeMap::new(),
             bytes: 0,
-            active: [BTreeSet::new(), BTreeSet::new()],
-            turned: Time(0),
             cursor: ClientId(0),
             now,
             patience: Patience::default(),
@@ -326,12 +321,8 @@ impl Cover {
         };
         self.entries.push_back(entry);
         if let Some(client) = owner {
-            if let Some(session) = self.sessions.get_mut(&client) {
-                session.pending += 1;
-            }
             if f > 0 {
                 self.need(client, lsn);
-                self.note_active(now, client);
                 self.stripe(now, lsn);
             }
         } else if f > 0
@@ -524,11 +515,6 @@ impl Cover {
                 self.counts.fill_us += fill;
                 self.counts.confirm_us += confirm;
             }
-            // Its owner does not wait for this entry any more.
-            let owner = self.entry(lsn).and_then(|entry| entry.owner);
-            if let Some(session) = owner.and_then(|client| self.sessions.get_mut(&client)) {
-                session.pending = session.pending.saturating_sub(1);
-            }
             self.covered = lsn;
         }
     }
@@ -553,7 +539,7 @@ impl Cover {
         stripe.is_confirmed() && stripe.members.iter().all(held)
     }
 
-    /// Ends a batch: seals what has waited long enough, or what nobody can add to, and finds holders for what has none.
+    /// Ends a batch: seals what has waited long enough, or what nothing else is waited for, and finds holders for what has none.
     /// `coming`: entries are being ordered that may still go into the open stripes. `near`: the clients that are written to
     /// anyway, in order.
     pub fn settle(&mut self, now: Time, coming: bool, near: Vec<ClientId>) {
@@ -562,7 +548,7 @@ impl Cover {
         while let Some(open) = self.open.take_due(now, self.settings.wait_us) {
             self.seal(open);
         }
-        if !coming && !self.open.is_empty() && self.nobody_can_fill(now) {
+        if !coming && self.waits_for_members() {
             self.seal_all();
         }
         self.hurry(now);
@@ -601,20 +587,10 @@ impl Cover {
         due.into_iter().chain(self.next_overdue()).min()
     }
 
-    fn note_active(&mut self, now: Time, client: ClientId) {
-        if now.0 >= self.turned.0 + 16 * self.settings.wait_us {
-            self.turned = now;
-            self.active.swap(0, 1);
-            self.active[0].clear();
-        }
-        self.active[0].insert(client);
-    }
-
-    /// Whether everybody who wrote of late waits for an answer already.
-    fn nobody_can_fill(&self, now: Time) -> bool {
-        let stale = now.0 >= self.turned.0 + 32 * self.settings.wait_us;
-        let waits = |client: &ClientId| self.sessions.get(client).is_none_or(|session| session.pending > 0);
-        stale || self.active.iter().flatten().all(waits)
+    /// Whether the mark stands before an entry whose stripes are open. Otherwise it waits for confirms, and whoever writes
+    /// meanwhile may still fill them.
+    fn waits_for_members(&self) -> bool {
+        self.entry(self.covered.next()).is_some_and(|entry| entry.open > 0)
     }
 
     /// Asserts what must hold between steps.

@@ -23,8 +23,6 @@ pub(super) struct Session {
     pub(super) used: u64,
     /// The shares it was given.
     pub(super) shares: BTreeSet<u64>,
-    /// Entries of its own that are not covered.
-    pub(super) pending: usize,
     /// It had to be waited for too long, and has not confirmed anything since.
     pub(super) late: bool,
 }
@@ -114,7 +112,6 @@ impl Cover {
             room: if counts { room } else { 0 },
             used: 0,
             shares: BTreeSet::new(),
-            pending: 0,
             late: false,
         };
         self.count_domain(session.domain.clone(), i64::from(session.can_hold()));
@@ -165,7 +162,6 @@ impl Cover {
     pub fn leave(&mut self, client: ClientId) {
         let Some(session) = self.sessions.remove(&client) else { return };
         self.count_domain(session.domain.clone(), -i64::from(session.can_hold()));
-        self.active.iter_mut().for_each(|active| active.retain(|other| *other != client));
         if !rule::on(Rule::Custody) {
             return;
         }

@@ -40,10 +40,6 @@ pub(super) struct Opened {
 }
 
 impl Opened {
-    pub(super) fn is_empty(&self) -> bool {
-        self.classes.is_empty()
-    }
-
     /// The lowest LSN in any of them.
     pub(super) fn first(&self) -> Option<Lsn> {
         let fronts = self.classes.values().filter_map(|class| class.open.front());
