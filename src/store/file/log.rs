@@ -20,6 +20,10 @@ use crate::error::{Code, Error, Result};
 use crate::log::{Lsn, Record};
 use crate::store::{LogStore, Marks, check_dense};
 
+/// What is appended at once is written in pieces of about so many bytes: so much memory is used again and again, and more
+/// would have to be got from the operating system each time.
+const PIECE_BYTES: u64 = if cfg!(test) { 600 } else { 512 << 10 };
+
 /// A place is remembered for every so many bytes of records.
 const PLACES_BYTES: u64 = 64 << 10;
 
@@ -231,6 +235,11 @@ impl FileLog {
         let old = self.tapes.len().saturating_sub(1);
         for record in records {
             self.put(record)?;
+            let tape = self.tapes.back_mut().expect("a record was just put there");
+            if tape.end() - tape.written() >= PIECE_BYTES {
+                tape.reserve(0, 0)?;
+                tape.write()?;
+            }
         }
         let bytes = self.complete.values().sum::<u64>() + self.tapes.iter().map(Tape::end).sum::<u64>();
         if let Some(bytes_max) = self.options.bytes_max.filter(|bytes_max| bytes > *bytes_max) {
