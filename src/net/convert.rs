@@ -69,6 +69,15 @@ fn kept(slice: &Bytes) -> Bytes {
     Bytes::copy_from_slice(slice)
 }
 
+/// The same of a list, whose items are released together: one allocation for all of them.
+fn kept_together<'a>(slices: impl Iterator<Item = &'a Bytes> + Clone) -> impl Iterator<Item = Bytes> {
+    let lengths: Vec<usize> = slices.clone().map(Bytes::len).collect();
+    let mut joined = Vec::with_capacity(lengths.iter().sum());
+    slices.for_each(|slice| joined.extend_from_slice(slice));
+    let mut joined = Bytes::from(joined);
+    lengths.into_iter().map(move |length| if length == 0 { Bytes::new() } else { joined.split_to(length) })
+}
+
 /// From this size on a reply is nearly all of the buffer it came in.
 const LARGE: usize = 64 * 1024;
 

@@ -1,7 +1,7 @@
 //! The stream between a client and a node.
 
 use super::words::{self, epoch, id, id_bytes, known};
-use super::{choice, handed_out, kept, packed, pb, required};
+use super::{choice, handed_out, kept, kept_together, packed, pb, required};
 use crate::error::{Code, Error, Result};
 use crate::log::{ClientId, ClusterId, GroupId, Level, Lsn, NodeId, Reign, Request};
 use crate::message::{
@@ -180,7 +180,8 @@ impl TryFrom<pb::Payloads> for Payloads {
     type Error = Error;
     fn try_from(payloads: pb::Payloads) -> Result<Self> {
         let epoch = epoch("Payloads.epoch", payloads.epoch)?;
-        let items = payloads.items.iter().map(|item| (Request(item.request), kept(&item.payload)));
+        let requests = payloads.items.iter().map(|item| Request(item.request));
+        let items = requests.zip(kept_together(payloads.items.iter().map(|item| &item.payload)));
         let shares = payloads.shares.into_iter().map(|share| {
             let share = words::share(share, epoch)?;
             Ok(Share { body: kept(&share.body), ..share })
