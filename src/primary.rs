@@ -27,6 +27,7 @@ use crate::ordered::Ordered;
 use crate::session::{LogState, Standing};
 use crate::store::Marks;
 
+mod ahead;
 mod cover;
 mod follower;
 mod order;
@@ -239,6 +240,7 @@ pub struct Primary {
     /// What the own disk lacks: LSN and cost.
     unlogged: VecDeque<(Lsn, u64)>,
     unlogged_bytes: u64,
+    ahead: ahead::Ahead,
 
     proposals: VecDeque<Proposal>,
     in_flight: BTreeSet<ClientId>,

@@ -30,6 +30,7 @@ use crate::session::LogState;
 use crate::share::cover::Domain;
 use crate::store::{Marks, Missing};
 
+mod ahead;
 mod evidence;
 mod ledger;
 mod placed;
@@ -46,6 +47,9 @@ use skip::Skipping;
 const GRACE_US: u64 = 500_000;
 /// More lost LSNs than this are not filled with no-ops: such a report is wrong, and somebody has to look.
 pub const GAP_ENTRIES_MAX: u64 = 1 << 20;
+
+/// Payloads are pulled about in the order of the log, no further past the first that is missing than so many entries.
+const PULL_ENTRIES: u64 = 1 << 14;
 
 /// Where a log must be cut before a node starts on it: what lies past the base of a reign whose `EpochStart` is
 /// not in the log was never promised to anyone. `headers` are those of the records after `marks.base`.
@@ -161,7 +165,7 @@ pub struct Recovery {
     placed: BTreeSet<(ClientId, Request, Lsn)>,
     placed_at: Placed,
     /// Verified against the digest under which they were reported.
-    payloads: BTreeMap<(ClientId, Request), (Digest, Bytes)>,
+    payloads: BTreeMap<ClientId, BTreeMap<Request, (Digest, Bytes)>>,
     payload_bytes: u64,
     /// What could be supplied now.
     supplied: Ranges,
@@ -441,7 +445,7 @@ impl Recovery {
         };
         let placed = self.places(client, request).flat_map(known).any(fits);
         let member = self.shares.members.get(&(client, request)) == Some(&(length, digest));
-        let here = self.payloads.get(&(client, request)).is_some_and(|(have, _)| *have == digest);
+        let here = self.payload(Origin { client, request }).is_some_and(|(have, _)| *have == digest);
         if (placed || member)
             && length > 0
             && !here
@@ -460,11 +464,18 @@ impl Recovery {
 
     /// The pulls that the credits allow now, per stream.
     pub fn pulls(&mut self) -> Vec<(Conn, Vec<Request>, Vec<u64>)> {
+        let limit = self.pull_limit();
         let mut pulls = Vec::new();
-        for reporter in self.reporters.values_mut() {
+        for (client, reporter) in &mut self.reporters {
             let mut used = reporter.asked.bytes() + reporter.shares_asked.bytes();
             let mut requests = Vec::new();
             while used < self.credit_bytes {
+                if let Some((_, limit)) = limit.filter(|(slowest, _)| slowest != client)
+                    && let Some(next) = reporter.wanted.first()
+                    && self.placed.range((*client, next, limit)..=(*client, next, Lsn(u64::MAX))).next().is_some()
+                {
+                    break;
+                }
                 let Some((request, length)) = reporter.wanted.pop_first() else {
                     break;
                 };
@@ -497,6 +508,7 @@ impl Recovery {
             return Ok(());
         };
         self.progress = now;
+        let theirs = self.payloads.entry(client).or_default();
         let mut taken = Vec::with_capacity(payloads.items.len());
         for (request, payload) in payloads.items {
             if reporter.asked.remove(&request).is_none() {
@@ -513,7 +525,7 @@ impl Recovery {
                 ));
             };
             self.payload_bytes += payload.len() as u64;
-            let before = self.payloads.insert((client, request), (*digest, payload));
+            let before = theirs.insert(request, (*digest, payload));
             self.payload_bytes -= before.map_or(0, |(_, payload)| payload.len() as u64);
             self.shares.stale = true;
             taken.push(request);
@@ -679,16 +691,15 @@ impl Recovery {
         plan.decoded = (from_shares.count() as u64, self.share_counts().0);
         // After a gap a reply may well be another one.
         let whole = plan.gaps.first().map_or(Lsn(u64::MAX), |gap| gap.start);
-        for Header { lsn, body, origin, .. } in plan.entries.iter().map(|entry| &entry.header) {
-            let reporter = origin.and_then(|origin| self.reporters.get(&origin.client));
-            if let Some(reply) = reporter.and_then(|reporter| reporter.replies.get(lsn))
-                && *body == Body::Command
-                && *lsn < whole
-            {
-                plan.replies.insert(*lsn, *reply);
-            }
-        }
+        let commands = plan.entries.iter().map(|entry| &entry.header);
+        let commands = commands.filter(|header| header.body == Body::Command && header.lsn < whole);
+        plan.replies = commands.filter_map(|header| Some((header.lsn, self.reply(header)?))).collect();
         Next::Conclude(plan)
+    }
+
+    /// The checksum of the reply that the client of a command had to it.
+    fn reply(&self, header: &Header) -> Option<Digest> {
+        self.reporters.get(&header.origin?.client)?.replies.get(&header.lsn).copied()
     }
 
     /// Whether somebody who stands still owes a payload.

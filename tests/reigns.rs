@@ -9,8 +9,8 @@ use tagalong::log::{
     Request, SessionInfo, SessionRole, Target, Time,
 };
 use tagalong::message::{
-    Attach, BackupMessage, ClientFrame, ClientMessage, Hello, NodeFrame, NodeMessage, PeerHello, PrimaryMessage, Query,
-    Role, VERSION, Write,
+    Attach, BackupMessage, ClientFrame, ClientMessage, Hello, NodeFrame, NodeMessage, Payloads, PeerHello,
+    PrimaryMessage, Query, Report, ReportItem, Role, VERSION, Write,
 };
 use tagalong::node::{Admin, Conn, Input, Output};
 use tagalong::primary::{Primary, PrimarySettings};
@@ -55,6 +55,8 @@ struct Lone {
     core: Primary,
     log: Vec<Record>,
     saves: u64,
+    /// It is not told of the marks that were saved.
+    unsaid: bool,
     /// The disk has written, and says nothing.
     slow: bool,
     /// The state machine takes its time: so many commands and queries are with it.
@@ -73,7 +75,16 @@ impl Lone {
         }
         let mut out = Vec::new();
         let core = Primary::new(settings, marks, state, Time(1), &mut out).unwrap();
-        let mut lone = Self { core, log, saves: 0, slow: false, busy: None, sent: Vec::new(), now: Time(1_000_000) };
+        let mut lone = Self {
+            core,
+            log,
+            saves: 0,
+            unsaid: false,
+            slow: false,
+            busy: None,
+            sent: Vec::new(),
+            now: Time(1_000_000),
+        };
         lone.carry_out(out);
         lone.give(Input::Flush);
         lone
@@ -106,7 +117,13 @@ impl Lone {
                 }
                 Output::SaveMarks(_) => {
                     self.saves += 1;
-                    self.give(Input::MarksSaved(self.saves));
+                    if !self.unsaid {
+                        self.give(Input::MarksSaved(self.saves));
+                    }
+                }
+                Output::Truncate(last) => {
+                    self.log.retain(|record| record.lsn() <= last);
+                    self.sent.push(Output::Truncate(last));
                 }
                 Output::Execute { commands, queries } => match &mut self.busy {
                     Some(busy) => busy.push((commands.len(), queries.len())),
@@ -303,6 +320,115 @@ fn a_takeover_that_crashed_calls_the_roll_again() {
     let marks = Marks { node: NodeId(3), promised: epoch(2, 3), reign: epoch(2, 3), base: Lsn(3), ..marks() };
     let lone = Lone::start(PrimarySettings { log_before_send: true, ..settings() }, marks, headers);
     assert_eq!((lone.role(), lone.awaited()), (Role::Recovering, vec![A]));
+}
+
+/// A takeover of a log that ends at 3: A held commands at 4 and 5, and was answered like this.
+fn takeover(answers: [&'static [u8]; 2]) -> Lone {
+    let headers = log(EpochStart { lowest: Level::Tagged, ..EpochStart::default() });
+    let marks =
+        Marks { node: NodeId(3), promised: epoch(2, 3), reign: epoch(2, 3), base: Lsn(3), in_sync: true, ..marks() };
+    let mut lone = Lone::start(settings(), marks, headers);
+    lone.attach(1, 1);
+    lone.reports(1, answers);
+    lone
+}
+
+fn held(lsn: u64, answer: &[u8]) -> ReportItem {
+    let payload = write(lsn).payload;
+    let origin = Some(Origin { client: A, request: Request(lsn - 3) });
+    let (length, digest) = (u32::try_from(payload.len()).unwrap(), Digest::crc32(&payload));
+    let header = Header { length, digest, ..header(epoch(1, 1), lsn, Body::Command, origin) };
+    ReportItem::Held { header, reply: Some(Digest::crc32(answer)) }
+}
+
+impl Lone {
+    fn reports(&mut self, conn: u64, answers: [&[u8]; 2]) {
+        let items = vec![held(4, answers[0]), held(5, answers[1])];
+        let (observed, stable) = ((epoch(1, 1), Lsn(5)), (epoch(1, 1), Lsn(3)));
+        let report = Report { epoch: self.core.epoch(), items, observed, stable, end: true };
+        self.give(Input::Client(Conn(conn), ClientMessage::Report(report)));
+        self.give(Input::Flush);
+    }
+
+    fn hands_over(&mut self, conn: u64, request: u64) {
+        let items = vec![(Request(request), write(request).payload)];
+        let payloads = Payloads { epoch: self.core.epoch(), items, shares: Vec::new() };
+        self.give(Input::Client(Conn(conn), ClientMessage::Payloads(payloads)));
+        self.give(Input::Flush);
+    }
+
+    fn cuts(&self) -> Vec<Lsn> {
+        let cut = |it: &Output| if let Output::Truncate(last) = it { Some(*last) } else { None };
+        self.sent.iter().filter_map(cut).collect()
+    }
+
+    /// The last entry of each, and what answers are logged.
+    fn rebuilt(&self) -> Vec<(u64, Digest)> {
+        self.log[3..].iter().map(|record| (record.lsn().0, record.reply)).collect()
+    }
+}
+
+/// What is known to come next is appended while the rest is still under way, and once.
+#[test]
+fn a_recovery_appends_before_it_concludes() {
+    let mut lone = takeover([b"", b""]);
+    let done = (4, Digest::crc32(b""));
+    lone.hands_over(1, 1);
+    assert_eq!((lone.role(), lone.rebuilt()), (Role::Recovering, vec![done]));
+    assert_eq!(lone.core.watermarks().logged(), Lsn(3), "it is provisional");
+    lone.hands_over(1, 2);
+    assert_eq!(lone.role(), Role::Primary);
+    assert_eq!((lone.rebuilt()[..2].to_vec(), lone.log.len(), lone.cuts()), (vec![done, (5, done.1)], 6, vec![]));
+}
+
+/// What comes later goes first; it waits for what is before it.
+#[test]
+fn a_recovery_appends_in_order() {
+    let mut lone = takeover([b"", b""]);
+    lone.hands_over(1, 2);
+    assert_eq!(lone.log.len(), 3);
+}
+
+/// The command is answered otherwise than its client was, and what it is answered is part of its record. The disk's word
+/// on what was there before is none on what is there now.
+#[test]
+fn what_was_appended_and_is_not_concluded_is_cut() {
+    let mut lone = takeover([b"", b"else"]);
+    lone.hands_over(1, 1);
+    lone.hands_over(1, 2);
+    let done = Digest::crc32(b"");
+    assert_eq!(lone.rebuilt()[..2], [(4, done), (5, done)], "5 was the last, and not appended before");
+    assert_eq!(lone.cuts(), []);
+
+    let mut lone = takeover([b"else", b""]);
+    lone.slow = true;
+    lone.hands_over(1, 1);
+    assert_eq!(lone.rebuilt(), [(4, Digest::crc32(b"else"))]);
+    lone.unsaid = true;
+    lone.hands_over(1, 2);
+    assert_eq!((lone.rebuilt()[..2].to_vec(), lone.cuts()), (vec![(4, done), (5, done)], vec![Lsn(3)]));
+    lone.give(Input::Persisted(Lsn(4)));
+    assert_eq!(lone.core.watermarks().logged(), Lsn(3), "a word on what is gone");
+    lone.give(Input::MarksSaved(lone.saves));
+    assert_eq!(lone.role(), Role::Recovering);
+    lone.unsaid = false;
+    lone.give(Input::Persisted(lone.end()));
+    assert_eq!(lone.role(), Role::Primary);
+}
+
+/// A client reports anew, and something else. What counts is what stands at the conclusion.
+#[test]
+fn what_is_reported_otherwise_is_cut() {
+    let mut lone = takeover([b"else", b""]);
+    lone.hands_over(1, 1);
+    lone.give(Input::Gone(Conn(1)));
+    lone.attach(2, 1);
+    lone.reports(2, [b"", b""]);
+    assert_eq!(lone.rebuilt(), [(4, Digest::crc32(b"else"))], "nothing is decided yet");
+    lone.hands_over(2, 2);
+    let done = Digest::crc32(b"");
+    assert_eq!((lone.rebuilt()[..2].to_vec(), lone.cuts()), (vec![(4, done), (5, done)], vec![Lsn(3)]));
+    assert_eq!(lone.role(), Role::Primary);
 }
 
 /// Where everything acknowledged is in the log of whoever is in sync, nobody has to be heard; but somebody who is not in

@@ -224,6 +224,9 @@ fn run(mut log: Box<dyn LogStore>, jobs: &Jobs, shared: &Shared, patience: Durat
                 Job::Truncate(last) => {
                     sync(&mut *log, &mut dirty, shared)?;
                     log.truncate_after(last).map_err(|error| failed("cut", error))?;
+                    // Nobody has taken that word yet: it would be about what is gone.
+                    let persisted = &mut shared.done.lock().persisted;
+                    *persisted = persisted.map(|upto| upto.min(last));
                 }
                 Job::SaveMarks(marks) => {
                     // In order with what was appended before: a mark never speaks of a log that is not there.

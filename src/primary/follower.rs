@@ -32,6 +32,8 @@ pub(super) struct Follower {
     under_way_bytes: u64,
     /// A read of the log for it is under way.
     reading: bool,
+    /// What that read has behind this was cut meanwhile.
+    reading_upto: Option<Lsn>,
     /// It holds the in-sync mark.
     pub(super) in_sync: bool,
     /// The grant was sent on this stream.
@@ -42,6 +44,13 @@ pub(super) struct Follower {
     echo_sent: u64,
     echo_seen: u64,
     stable_sent: Lsn,
+}
+
+impl Follower {
+    /// The log was cut after `last`: a read that is under way may bring what is gone.
+    pub(super) fn distrust(&mut self, last: Lsn) {
+        self.reading_upto = self.reading.then_some(last);
+    }
 }
 
 impl Primary {
@@ -158,6 +167,7 @@ impl Primary {
             under_way: VecDeque::new(),
             under_way_bytes: 0,
             reading: false,
+            reading_upto: None,
             // A mark of an older reign, with another target, says nothing about this one.
             in_sync: hello.in_sync && target == Some(hello.node),
             granted: false,
@@ -276,6 +286,7 @@ impl Primary {
             return;
         };
         follower.reading = false;
+        let limit = follower.reading_upto.take().map_or(limit, |upto| limit.min(upto));
         records.retain(|record| record.lsn() <= limit);
         if records.first().is_some_and(|record| record.lsn() == follower.sent.next()) {
             follower.send(epoch, base, stable, records.into(), out);

@@ -240,7 +240,7 @@ impl Primary {
         self.unstable.push(records.clone(), places);
         self.feed_cover(now);
         // In pieces, so that the first are on their way to the disk while the last are still being encoded.
-        let mut from = 0;
+        let mut from = if purpose == Purpose::Conclusion { self.keep_ahead(&records, out) } else { 0 };
         while from < records.len() {
             let mut bytes = 0;
             let fits = |record: &&Record| {
@@ -261,7 +261,10 @@ impl Primary {
                 }
                 self.release_reads();
             }
-            Purpose::Conclusion => self.on_concluded(now, head, out),
+            Purpose::Conclusion => {
+                self.log_ahead(now, out);
+                self.on_concluded(now, head, out);
+            }
             Purpose::Fetched => self.on_fetched(now, out),
         }
     }
@@ -359,8 +362,12 @@ impl Primary {
     }
 
     /// Whether anything waits for what is appended to be on the own disk. Where the backup alone moves the checkpoint and
-    /// nothing waits for the disk besides, that only shortens the way back after a restart.
+    /// nothing waits for the disk besides, that only shortens the way back after a restart. Nor does anything wait for what
+    /// a recovery appends before its conclusion.
     pub fn waits_for_disk(&self) -> bool {
+        if matches!(self.phase, Phase::Recovering(_)) {
+            return false;
+        }
         let open = matches!(self.phase, Phase::Open) && self.counts_backup;
         let much = self.unlogged_bytes > self.settings.delta_bytes_max / 2;
         !open || self.settings.reply_after_log || self.logs_first() || much
@@ -572,6 +579,7 @@ impl Primary {
     }
 
     pub(super) fn on_persisted(&mut self, now: Time, upto: Lsn, out: &mut Vec<Output>) {
+        let upto = self.note_persisted(upto);
         self.water.log(upto);
         self.feed_cover(now);
         while self.unlogged.front().is_some_and(|(lsn, _)| *lsn <= upto) {

@@ -8,6 +8,7 @@
 //!                           Marking ───────────────► Concluding ─► Open   (new log; orderly stop)
 //! ```
 
+use super::ahead::Ahead;
 use super::stream::Stream;
 use super::{LogState, Primary, PrimarySettings};
 use crate::checkpoint::Watermarks;
@@ -164,6 +165,7 @@ impl Primary {
             state,
             unlogged: VecDeque::new(),
             unlogged_bytes: 0,
+            ahead: Ahead::default(),
             proposals: VecDeque::new(),
             in_flight: BTreeSet::new(),
             writes: VecDeque::new(),
@@ -338,7 +340,7 @@ impl Primary {
 
     fn on_next(&mut self, now: Time, next: Next, out: &mut Vec<Output>) {
         match next {
-            Next::Wait => {}
+            Next::Wait => self.append_ahead(out),
             Next::History(from) => out.push(Output::Read { conn: HISTORY, from, bytes_max: HISTORY_BYTES }),
             Next::Judge { entries, missing } => out.push(Output::Judge { entries, missing }),
             Next::Conclude(plan) => self.conclude(now, plan, out),

@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::{Recovery, Reporter, is_of};
 use crate::error::{Code, Error};
-use crate::log::{Body, ClientId, Entry, Header, Lsn};
+use crate::log::{Body, ClientId, Digest, Entry, Header, Lsn, Origin};
 use crate::rule::{self, Rule};
 
 /// What the known headers and payloads amount to.
@@ -86,12 +86,21 @@ impl Recovery {
         None
     }
 
+    /// What was pulled of a command, with its checksum.
+    pub(super) fn payload(&self, origin: Origin) -> Option<&(Digest, Bytes)> {
+        self.payloads.get(&origin.client)?.get(&origin.request)
+    }
+
     /// What the entry at `lsn` would be rebuilt from.
     pub(super) fn supply(&self, lsn: Lsn) -> Option<(&Header, Option<&Bytes>)> {
-        let header = self.header(lsn)?;
+        self.supply_as(lsn, self.header(lsn)?)
+    }
+
+    /// The same, of an entry with this header.
+    fn supply_as<'a>(&'a self, lsn: Lsn, header: &'a Header) -> Option<(&'a Header, Option<&'a Bytes>)> {
         let payload = match (&header.body, header.origin) {
             (Body::Command, Some(origin)) if header.length > 0 => {
-                let reported = self.payloads.get(&(origin.client, origin.request));
+                let reported = self.payload(origin);
                 let reported = reported.filter(|it| is_of(it, header)).map(|(_, payload)| payload);
                 let decoded = || self.shares.entries.get(&lsn).filter(|entry| entry.header == *header);
                 Some(reported.or_else(|| decoded().map(|entry| &entry.payload))?)
@@ -101,20 +110,36 @@ impl Recovery {
         Some((header, payload))
     }
 
-    pub(super) fn supply_entry(&self, lsn: Lsn) -> Option<Entry> {
-        let (header, payload) = self.supply(lsn)?;
+    pub(super) fn supply_entry(&self, lsn: Lsn, header: &Header) -> Option<Entry> {
+        let (header, payload) = self.supply_as(lsn, header)?;
         Some(Entry { header: header.clone(), payload: payload.cloned().unwrap_or_default() })
     }
 
-    /// The LSNs of which a header is known, in order.
-    pub(super) fn lsns(&self) -> impl Iterator<Item = Lsn> + '_ {
-        let mut known = self.known.keys().copied().peekable();
-        let mut placed = self.placed_at.headers.keys().copied().peekable();
-        let mut decoded = self.shares.entries.keys().copied().filter(|lsn| *lsn > self.base).peekable();
+    /// The LSNs after `after` of which a header is known, in order, and the header where there is only one.
+    pub(super) fn headers(&self, after: Lsn) -> impl Iterator<Item = (Lsn, Option<&Header>)> + '_ {
+        let from = after.next()..;
+        let mut known = self.known.range(from.clone()).map(|(lsn, variants)| {
+            let only = if let [variant] = variants.as_slice() { Some(&variant.what) } else { None };
+            (*lsn, only)
+        });
+        let mut placed = self.placed_at.headers.range(from.clone()).map(|(lsn, header)| (*lsn, Some(header)));
+        let mut decoded = self.shares.entries.range(from).map(|(lsn, entry)| (*lsn, Some(&entry.header)));
+        let mut heads = [known.next(), placed.next(), decoded.next()];
         std::iter::from_fn(move || {
-            let next = [known.peek(), placed.peek(), decoded.peek()].into_iter().flatten().min().copied()?;
-            let _ = (known.next_if_eq(&next), placed.next_if_eq(&next), decoded.next_if_eq(&next));
-            Some(next)
+            let next = heads.iter().flatten().map(|(lsn, _)| *lsn).min()?;
+            let mut found = None;
+            for (at, head) in heads.iter_mut().enumerate() {
+                if let Some(it) = head.take_if(|(lsn, _)| *lsn == next) {
+                    // The first of them has the word.
+                    found = found.or(Some(it));
+                    *head = match at {
+                        0 => known.next(),
+                        1 => placed.next(),
+                        _ => decoded.next(),
+                    };
+                }
+            }
+            found
         })
     }
 
@@ -122,12 +147,12 @@ impl Recovery {
         let observed = self.observed();
         let mut walk = Walk { entries: Vec::with_capacity(self.known.len()), gaps: Vec::new(), last: self.base };
         // Gaps are ranges between what is known: an absurd `observed` costs nothing.
-        for lsn in self.lsns() {
+        for (lsn, header) in self.headers(self.base) {
             let next = walk.last.next();
             if lsn > observed && (lsn != next || !rule::on(Rule::RebuildPastObserved)) {
                 break;
             }
-            let Some(entry) = self.supply_entry(lsn) else {
+            let Some(entry) = header.and_then(|header| self.supply_entry(lsn, header)) else {
                 if lsn > observed {
                     break;
                 } else {

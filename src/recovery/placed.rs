@@ -157,7 +157,7 @@ impl Recovery {
     ) -> Result<Vec<Header>, (Error, Vec<ClientId>)> {
         let mut along = Along { state, next: BTreeMap::new(), at: self.base.next(), missing: 0 };
         let mut tries = TRIES_MAX;
-        let mut known = self.lsns().filter_map(|lsn| self.header(lsn)).peekable();
+        let mut known = self.headers(self.base).filter_map(|(_, header)| header).peekable();
         let mut derived = Vec::new();
         let mut before: Option<&Backing<Places>> = None;
         for variant in told.values().flatten() {

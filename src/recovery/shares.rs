@@ -131,7 +131,9 @@ impl Recovery {
     }
 
     /// A part of the own log, as [`Next::History`](super::Next::History) asked for.
-    pub fn history(&mut self, records: Vec<Record>) {
+    pub fn history(&mut self, mut records: Vec<Record>) {
+        // Behind the base may be what was appended ahead.
+        records.retain(|record| record.lsn() <= self.base);
         // What cannot be read will not be: then the shares that need it are of no use.
         self.shares.history_upto = records.last().map_or(self.base, Record::lsn);
         self.shares.stale = true;
@@ -157,7 +159,7 @@ impl Recovery {
     /// The payload of a command of somebody who reported it.
     fn reported(&self, header: &Header) -> Option<&Bytes> {
         let origin = header.origin?;
-        let reported = self.payloads.get(&(origin.client, origin.request)).filter(|it| is_of(it, header))?;
+        let reported = self.payload(origin).filter(|it| is_of(it, header))?;
         let doubtful = self.reporters.get(&origin.client).is_some_and(|it| it.in_doubt.contains_key(&origin.request));
         // By client and request: an author that has no tag does not know the entry's place.
         (!doubtful || rule::on(Rule::MembersByRequest)).then_some(&reported.1)
@@ -219,7 +221,8 @@ impl Recovery {
             for (at, lsn) in members.iter().enumerate() {
                 terms.push(((*lsn, SYMBOL), plain.coefficient(*id, at)));
                 if seen.insert(*lsn) {
-                    let entry = self.shares.history.get(lsn).cloned().or_else(|| self.supply_entry(*lsn));
+                    let entry =
+                        self.shares.history.get(lsn).cloned().or_else(|| self.supply_entry(*lsn, self.header(*lsn)?));
                     if let Some(entry) = entry {
                         known.insert(*lsn);
                         decoder.know((*lsn, SYMBOL), encode_symbol(&entry).into())?;

@@ -201,6 +201,23 @@ async fn marks_are_saved_when_what_was_appended_before_them_is_durable() {
     assert_eq!(desk.told(|done| done.saved).await, 2);
 }
 
+/// Word on what is gone would be taken for what is appended in its place.
+#[tokio::test]
+async fn nobody_hears_later_of_what_was_cut() {
+    let desk = Desk::new();
+    desk.append(1);
+    assert_eq!(desk.held_at(), Some(Call::Append(1)));
+    desk.append(2);
+    assert_eq!(desk.then(), Some(Call::Append(2)));
+    assert_eq!(desk.then(), Some(Call::Sync));
+    desk.storage.ask(Job::Truncate(Lsn(1)));
+    desk.save_marks(1);
+    assert_eq!(desk.then(), Some(Call::SaveMarks(1)));
+    assert_eq!(desk.done(), (Some(1), None));
+    desk.go();
+    assert_eq!(desk.told(|done| done.saved).await, 1);
+}
+
 #[tokio::test]
 async fn nothing_is_done_behind_a_sync_that_failed() {
     let mut desk = Desk::new();
