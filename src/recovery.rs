@@ -48,9 +48,6 @@ const GRACE_US: u64 = 500_000;
 /// More lost LSNs than this are not filled with no-ops: such a report is wrong, and somebody has to look.
 pub const GAP_ENTRIES_MAX: u64 = 1 << 20;
 
-/// Payloads are pulled about in the order of the log, no further past the first that is missing than so many entries.
-const PULL_ENTRIES: u64 = 1 << 14;
-
 /// Where a log must be cut before a node starts on it: what lies past the base of a reign whose `EpochStart` is
 /// not in the log was never promised to anyone. `headers` are those of the records after `marks.base`.
 pub fn provisional_cut<'a>(marks: &Marks, headers: impl Iterator<Item = &'a Header>) -> Option<Lsn> {
@@ -464,18 +461,11 @@ impl Recovery {
 
     /// The pulls that the credits allow now, per stream.
     pub fn pulls(&mut self) -> Vec<(Conn, Vec<Request>, Vec<u64>)> {
-        let limit = self.pull_limit();
         let mut pulls = Vec::new();
-        for (client, reporter) in &mut self.reporters {
+        for reporter in self.reporters.values_mut() {
             let mut used = reporter.asked.bytes() + reporter.shares_asked.bytes();
             let mut requests = Vec::new();
             while used < self.credit_bytes {
-                if let Some((_, limit)) = limit.filter(|(slowest, _)| slowest != client)
-                    && let Some(next) = reporter.wanted.first()
-                    && self.placed.range((*client, next, limit)..=(*client, next, Lsn(u64::MAX))).next().is_some()
-                {
-                    break;
-                }
                 let Some((request, length)) = reporter.wanted.pop_first() else {
                     break;
                 };

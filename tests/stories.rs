@@ -824,38 +824,6 @@ fn a_command_that_is_placed_twice_is_pulled_for_both() {
     assert_eq!(plan.entries[0].payload, "true");
 }
 
-/// Payloads are pulled about in the order of the log, so that it can be appended while they come. Whoever owes the next holds
-/// up the others for as long as it stands there, and not at all where a clock is running.
-#[test]
-fn payloads_are_pulled_in_the_order_of_the_log() {
-    let asked = |recovery: &mut Recovery| {
-        let pulls = recovery.pulls().into_iter();
-        pulls.map(|(conn, requests, _)| (conn.0, requests.len())).collect::<Vec<_>>()
-    };
-    let begin = |policy| {
-        let (state, mut recovery) = roll_call(policy);
-        let held = ReportItem::Held { header: command(4, b"true"), reply: None };
-        recovery.report(Time(0), A, report(vec![held], 20_004)).unwrap();
-        let origin = |request| Some(Origin { client: LIAR, request: Request(request) });
-        let many = (1..=20_000).map(|request| header(request + 4, Body::Command, origin(request), b"true"));
-        let many = many.map(|header| ReportItem::Held { header, reply: None }).collect();
-        recovery.report(Time(0), LIAR, report(many, 20_004)).unwrap();
-        (state, recovery)
-    };
-    let (_, mut recovery) = begin(RecoveryPolicy::Wait);
-    assert_eq!(asked(&mut recovery), [(1, 1), (2, 16_383)]);
-    assert_eq!(asked(&mut recovery), []);
-    let items = vec![(Request(1), Bytes::from_static(b"true"))];
-    recovery.payloads(Time(1), A, Payloads { epoch: Epoch::ZERO, items, shares: Vec::new() }).unwrap();
-    assert_eq!(asked(&mut recovery), [(2, 3_617)], "it owes the next itself");
-    let (_, mut recovery) = begin(RecoveryPolicy::Wait);
-    assert_eq!(asked(&mut recovery), [(1, 1), (2, 16_383)]);
-    recovery.gone(A, Conn(1));
-    assert_eq!(asked(&mut recovery), [(2, 3_617)], "nobody owes the next");
-    let (_, mut recovery) = begin(RecoveryPolicy::Conclude { gaps: GapPolicy::Stop, soft_us: 1, hard_us: 1 });
-    assert_eq!(asked(&mut recovery), [(1, 1), (2, 20_000)]);
-}
-
 /// A client hands over other bytes, of the same length, than those whose checksum it announced. They do not get into the log.
 #[test]
 fn a_payload_without_its_checksum_accuses_its_client() {

@@ -1,8 +1,7 @@
 //! What can be told of the log before the recovery concludes.
 
-use super::{PULL_ENTRIES, Recovery};
-use crate::log::{Body, ClientId, Digest, Lsn, Origin, Record};
-use crate::node::RecoveryPolicy;
+use super::Recovery;
+use crate::log::{Body, Digest, Lsn, Record};
 
 impl Recovery {
     /// The records after `after` that a conclusion will have, as far as it can be told now: everybody has reported, and
@@ -26,17 +25,5 @@ impl Recovery {
             next = lsn.next();
         }
         records
-    }
-
-    /// Who owes what comes next in the log, and up to where others' payloads are pulled now, so that what is appended ahead
-    /// keeps up with them. No limit where nobody owes that, nor where time decides: whoever is slow would then cost what
-    /// others could have given.
-    pub(super) fn pull_limit(&self) -> Option<(ClientId, Lsn)> {
-        let next = self.supplied.first_gap(self.base);
-        let Origin { client, request } = self.header(next)?.origin?;
-        let reporter = self.reporters.get(&client)?;
-        let owed = reporter.asked.contains(&request) || reporter.wanted.contains(&request);
-        let patient = matches!(self.policy, RecoveryPolicy::Wait) && self.resolved.is_none();
-        (owed && patient).then(|| (client, Lsn(next.0.saturating_add(PULL_ENTRIES))))
     }
 }
