@@ -241,11 +241,14 @@ impl Oracle {
                 self.check_fetched(at, records);
                 return;
             }
-            let base = records[0].lsn().prev();
-            let mut log: Vec<Record> = node.disk.log.iter().filter(|record| record.lsn() <= base).cloned().collect();
-            log.extend(records.iter().cloned());
             let Body::EpochStart(report) = &last.entry.header.body else { unreachable!() };
             let report = (**report).clone();
+            let mut log: Vec<Record> =
+                node.disk.log.iter().filter(|record| record.lsn() <= report.base).cloned().collect();
+            // What was appended ahead may still be on its way to the disk.
+            let ahead = (report.base.0 + 1..records[0].lsn().0).map(Lsn);
+            log.extend(ahead.map(|lsn| primary.unstable().get(lsn).expect("the log is dense").clone()));
+            log.extend(records.iter().cloned());
             let (start, places, named) = (last.lsn(), BTreeMap::new(), Vec::new());
             let reign = ReignLog {
                 node: at,
