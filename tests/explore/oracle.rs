@@ -11,6 +11,8 @@ use tagalong::log::{
 };
 use tagalong::message::{BackupMessage, NodeFrame, NodeMessage, Outcome, PrimaryMessage};
 use tagalong::primary::PrimarySettings;
+use tagalong::share::Share;
+use tagalong::share::body::Plain;
 
 use crate::world::World;
 
@@ -556,7 +558,8 @@ impl World {
         }
     }
 
-    /// I4: whoever observed n holds the header of every entry up to n that is neither stable nor held by its origin.
+    /// I4: whoever observed n holds the header of every entry up to n that is neither stable nor held by its origin; in a
+    /// covered service that is neither stable nor named by a share.
     pub fn check_order_known(&mut self, at: usize, frame: &NodeFrame) {
         let epoch = frame.epoch;
         let Some(core) = &self.clients[at].core else { return };
@@ -574,13 +577,22 @@ impl World {
             let own = header.origin.filter(|origin| origin.client == self.clients[at].id);
             let tagged = own.and_then(|origin| image.commands.get(&origin.request)).and_then(|command| command.tag);
             let known = image.is_told(epoch, lsn) || tagged.is_some_and(|tag| (tag.epoch, tag.lsn) == place);
-            if !known && !self.is_confirmed(place, header) {
+            if !known && !self.is_confirmed(place, header) && !self.is_named(place) {
                 let what = format!("client {at} sees {seen}, but neither it nor the origin knows {header:?}");
                 self.violate("I4", what);
                 return;
             }
             lsn = lsn.next();
         }
+    }
+
+    fn is_named(&self, (epoch, lsn): (Epoch, Lsn)) -> bool {
+        let names = |share: &Share| {
+            let plain = Plain::decode(share.epoch, &share.body);
+            share.epoch == epoch && plain.is_ok_and(|plain| plain.headers().any(|header| header.lsn == lsn))
+        };
+        let images = self.clients.iter().map(|client| client.image(self.plan.0.volatile));
+        self.oracle.lowest == Level::Covered && images.flat_map(|image| image.shares.values()).any(names)
     }
 
     fn is_confirmed(&self, place: (Epoch, Lsn), header: &Header) -> bool {
