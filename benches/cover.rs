@@ -20,7 +20,7 @@ impl Stream {
         let epoch = Epoch { generation: 0, number: 1, node: NodeId(1) };
         let mut cover = Cover::new(settings, epoch, "here", Lsn(0), Lsn(1), Time(0));
         for client in 0..OWNERS {
-            cover.join(ClientId(client.into()), 1, "", 1 << 40, Request(0));
+            cover.join((ClientId(client.into()), 1), "", 1 << 40, Request(0), Lsn(0));
         }
         let payload = Bytes::from(vec![0xA7; length as usize]);
         let header = Header {

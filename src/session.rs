@@ -18,7 +18,7 @@ use bytes::Bytes;
 
 use crate::error::{Code, Error, Result};
 use crate::log::{
-    Body, ClientId, Epoch, EpochStart, Header, Level, Lsn, Record, Reign, Request, SessionInfo, Target, Time,
+    Body, ClientId, Digest, Epoch, EpochStart, Header, Level, Lsn, Record, Reign, Request, SessionInfo, Target, Time,
 };
 use crate::ordered::Ordered;
 
@@ -49,6 +49,8 @@ impl Standing {
 pub struct Reply {
     /// Where the command stands in the log.
     pub lsn: Lsn,
+    /// The length and checksum of the command.
+    pub command: (u32, Digest),
     /// What the state machine answered.
     pub reply: Bytes,
 }
@@ -203,7 +205,8 @@ impl LogState {
                 session.next = origin.request.next();
                 session.last = lsn;
                 while session.replies.pop_upto(&header.answered).is_some() {}
-                session.replies.insert(origin.request, Reply { lsn, reply: reply.unwrap_or_default() });
+                let (command, reply) = ((header.length, header.digest), reply.unwrap_or_default());
+                session.replies.insert(origin.request, Reply { lsn, command, reply });
             }
             (Body::Open(info), Some(origin)) => {
                 if self.sessions.contains_key(&origin.client) {

@@ -1434,7 +1434,7 @@ fn who_ends_is_in_no_stripe_with_those_who_come_after() {
     let settings = CoverSettings { f: 1, members: 8, wait_us: 1_000_000, custody_bytes_max: 0, patience_us: 1_000_000 };
     let mut cover = Cover::new(settings, reign(), "east", Lsn(3), Lsn(4), Time(0));
     for (client, room) in [(A, 0), (LIAR, 1 << 20), (C, 1 << 20), (ClientId(4), 1 << 20)] {
-        cover.join(client, 1, &format!("rack-{client}"), room, Request(1));
+        cover.join((client, 1), &format!("rack-{client}"), room, Request(1), Lsn(0));
     }
     cover.add(Time(0), &command(4, b"early"), &Bytes::from_static(b"early"));
     cover.stabilize(Lsn(4));

@@ -198,9 +198,18 @@ impl Primary {
         let Some(domain) = self.state.session(client).map(|session| session.info.domain.clone()) else { return };
         // One that moved is on the roster under its old domain, which says nothing any more of what it fails with.
         let domain = if attach.domain == domain { domain } else { self.settings.domain.clone() };
+        let ordered = self.ordered();
         if let Some(sharing) = &mut self.sharing {
             sharing.cover.remember(client, shares_held.min(share_bytes));
-            sharing.cover.join(client, incarnation, &domain, share_bytes, from);
+            sharing.cover.join((client, incarnation), &domain, share_bytes, from, ordered);
+            sharing.changed = true;
+        }
+    }
+
+    /// A cache of `client` is there, of this incarnation.
+    pub(super) fn renew_in_cover(&mut self, client: ClientId, incarnation: u64) {
+        if let Some(sharing) = &mut self.sharing {
+            sharing.cover.renew(client, incarnation);
             sharing.changed = true;
         }
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 
 use super::{Phase, Primary};
-use crate::error::Error;
+use crate::error::{Code, Error};
 use crate::log::{
     Body, ClientId, Commands, Digest, Entry, Epoch, HEADER_COST, Header, Level, Lsn, Origin, Places, Placing, Record,
     Records, Request, Tag, Target, Time,
@@ -107,10 +107,18 @@ impl Primary {
         self.executing.as_ref().is_some_and(|batch| batch.origins.contains_key(&client))
     }
 
-    /// Whether this request, not in the log yet, has its LSN.
-    pub(super) fn is_executing_request(&self, client: ClientId, request: Request) -> bool {
-        let last = self.executing.as_ref().and_then(|batch| batch.origins.get(&client));
-        last.is_some_and(|last| request <= *last)
+    /// The last LSN that was given out.
+    pub(super) fn ordered(&self) -> Lsn {
+        let executing = self.executing.as_ref().and_then(|batch| batch.records.last());
+        executing.map_or(self.water.head(), Record::lsn)
+    }
+
+    /// The header of this request, if it has its LSN and is not in the log yet.
+    pub(super) fn executing_request(&self, client: ClientId, request: Request) -> Option<&Header> {
+        let batch = self.executing.as_ref()?;
+        batch.origins.get(&client).filter(|last| request <= **last)?;
+        let origin = Some(Origin { client, request });
+        batch.records.iter().map(|record| &record.entry.header).find(|header| header.origin == origin)
     }
 
     fn header(&self, now: Time, lsn: Lsn, body: Body, origin: Option<Origin>) -> Header {
@@ -444,11 +452,13 @@ impl Primary {
     }
 
     /// The answer to a request that was ordered before: its reply once more, or that there will never be one.
-    pub(super) fn respond_again(&mut self, client: ClientId, request: Request, level: Level) {
+    pub(super) fn respond_again(&mut self, client: ClientId, write: &Write) -> Result<(), Error> {
+        let request = write.request;
         let reply = self.state.session(client).and_then(|session| session.replies.get(&request));
-        match reply.map(|reply| reply.lsn) {
-            Some(lsn) => {
-                self.respond(client, request, lsn, self.effective(level));
+        match reply.map(|reply| (reply.lsn, reply.command)) {
+            Some((lsn, command)) => {
+                check_same(write, command)?;
+                self.respond(client, request, lsn, self.effective(write.level));
                 // What was confirmed on an older stream is void, and may be counted on.
                 if !self.logs_first() || lsn <= self.water.logged() {
                     self.tag_early(lsn);
@@ -462,6 +472,7 @@ impl Primary {
                 }
             }
         }
+        Ok(())
     }
 
     fn on_result(&mut self, asked: Asked, lsn: Lsn, result: Bytes) {
@@ -643,4 +654,20 @@ impl Batch {
         }
         self.levels.push(level);
     }
+}
+
+/// Whether a command that is sent again is the one that its number was used for, of this length and checksum.
+///
+/// # Errors
+/// [`Code::Conflict`] if not: what its sender would be answered is another command's reply.
+pub(super) fn check_same(write: &Write, command: (u32, Digest)) -> Result<(), Error> {
+    if write.withdrawn || (write.payload.len() as u64, write.digest) == (u64::from(command.0), command.1) {
+        return Ok(());
+    }
+    let why = format!(
+        "request {} was used for another command: this cache is older than its session. It was restored from a copy, or its \
+         machine went down before it was synced: open a new session",
+        write.request
+    );
+    Err(Error::new(Code::Conflict, why))
 }

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::order::{Asked, Queued};
+use super::order::{Asked, Queued, check_same};
 use super::{Phase, Primary};
 use crate::client::image::rolled_back;
 use crate::error::{Code, Error};
@@ -141,6 +141,7 @@ impl Primary {
         if old.is_some_and(|old| old != conn) {
             self.detach(client, out);
         }
+        self.renew_in_cover(client, attach.incarnation);
         let stream = self.streams.get_mut(&conn).expect("greeted");
         stream.live = None;
         stream.attach = Some(attach);
@@ -437,8 +438,10 @@ impl Primary {
         let session = self.state.session(client);
         let (next, handle) = session.map_or((Request(1), 0), |session| (session.next, session.handle));
         if write.request < next {
-            self.respond_again(client, write.request, write.level);
-        } else if !repeated && !self.is_executing_request(client, write.request) {
+            self.respond_again(client, &write)?;
+        } else if let Some(header) = self.executing_request(client, write.request) {
+            check_same(&write, (header.length, header.digest))?;
+        } else if !repeated {
             let live = self.live_at(conn);
             live.queued += 1;
             if live.queued > window {
@@ -467,7 +470,11 @@ impl Primary {
             for lsn in sent.tags {
                 self.unstable.confirm(lsn);
                 if let Some(cover) = &mut cover {
-                    cover.tagged(live.client, lsn);
+                    // A cache that lost a command confirms the frame that has its tag all the same, and knows nothing of it.
+                    let request = cover.header(lsn).and_then(|header| header.origin).map(|origin| origin.request);
+                    if request.is_some_and(|request| request < live.next) {
+                        cover.tagged(live.client, lsn);
+                    }
                 }
             }
             for share in sent.shares {

@@ -305,7 +305,9 @@ impl Cover {
         self.pass(now);
         let owner =
             header.origin.map(|origin| origin.client).filter(|_| header.origin.is_some_and(|o| o.request.0 > 0));
-        let owner = owner.filter(|client| self.sessions.get(client).is_some_and(|session| session.counts));
+        let counts =
+            |session: &Session| session.counts && (session.since < lsn || !rule::on(Rule::ConfirmByIncarnation));
+        let owner = owner.filter(|client| self.sessions.get(client).is_some_and(counts));
         let f = self.settings.f;
         let entry = Covering {
             header: header.clone(),

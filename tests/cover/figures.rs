@@ -13,7 +13,7 @@ fn stream(owners: u64, f: u8, writes: u64, mut length: impl FnMut() -> u32) -> C
     let settings = CoverSettings { f, members: 8, wait_us: 1_000, custody_bytes_max: 0, patience_us: 1_000_000 };
     let mut cover = Cover::new(settings, EPOCH, HERE, Lsn(0), Lsn(1), Time(0));
     for client in 1..=owners {
-        cover.join(ClientId(client.into()), 1, "", 1 << 40, Request(0));
+        cover.join((ClientId(client.into()), 1), "", 1 << 40, Request(0), Lsn(0));
     }
     let bytes = Bytes::from(vec![7; 1 << 20]);
     for n in 1..=writes {
@@ -83,7 +83,7 @@ fn the_parts_of_an_entry_s_way_add_up() {
     let settings = CoverSettings { f: 1, members: 8, wait_us: 500, custody_bytes_max: 0, patience_us: 1_000_000 };
     let mut cover = Cover::new(settings, EPOCH, HERE, Lsn(0), Lsn(1), Time(0));
     for client in 1..=3 {
-        cover.join(ClientId(client), 1, "", 1 << 40, Request(0));
+        cover.join((ClientId(client), 1), "", 1 << 40, Request(0), Lsn(0));
     }
     let header = Header {
         epoch: EPOCH,

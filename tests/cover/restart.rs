@@ -15,7 +15,7 @@ fn life(held: u64) -> Cover {
     (1..=4).for_each(|n| write(&mut cover, n));
     for client in 1..=3 {
         cover.remember(ClientId(client), held);
-        cover.join(ClientId(client), 1, "", ROOM, Request(0));
+        cover.join((ClientId(client), 1), "", ROOM, Request(0), Lsn(0));
     }
     cover.settle(Time(0), true, Vec::new());
     cover
@@ -47,4 +47,18 @@ fn the_shares_of_an_earlier_life_take_their_room() {
     write(&mut cover, 5);
     cover.settle(Time(0), true, Vec::new());
     assert!(!cover.take_pushes().is_empty(), "what is stable has been let go");
+}
+
+/// Sums of what clients claim to hold were not bounded: with one that claims all there is they were too large for a number.
+#[test]
+fn a_client_that_claims_to_hold_everything_has_no_room() {
+    let mut cover = life(0);
+    cover.stabilize(Lsn(4));
+    cover.take_pushes();
+    write(&mut cover, 5);
+    cover.remember(ClientId(9), u64::MAX);
+    cover.join((ClientId(9), 1), "", u64::MAX, Request(0), Lsn(0));
+    cover.settle(Time(0), true, vec![ClientId(9)]);
+    let pushes = cover.take_pushes();
+    assert!(!pushes.is_empty() && pushes.iter().all(|(client, _)| *client != ClientId(9)), "{pushes:?}");
 }

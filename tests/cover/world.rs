@@ -403,11 +403,12 @@ impl World {
     }
 
     fn join(&mut self, at: usize) {
+        let head = self.head();
         let client = &mut self.clients[at];
         client.standing = true;
         // Who lost commands does not know which.
         let from = if client.forgetful { Request(0) } else { client.image.first_unanswered() };
-        self.cover.join(client.id, client.incarnation, client.named, client.room, from);
+        self.cover.join((client.id, client.incarnation), client.named, client.room, from, head);
     }
 
     /// The primary sees the stream break.

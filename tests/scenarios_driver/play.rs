@@ -240,8 +240,11 @@ impl Play {
             }
             Step::StartOnCopy(who) => {
                 let at = self.client(who)?;
-                let copy = self.world.clients[at].copy.take();
-                self.world.clients[at].cache = copy.ok_or("no copy was made")?;
+                let client = &mut self.world.clients[at];
+                client.cache = client.copy.take().ok_or("no copy was made")?;
+                // What the copy does not know of was never asked for.
+                let last = client.cache.last;
+                client.told.retain(|request, _| *request <= last);
                 self.world.start_client(at);
             }
             Step::Reconnect(who) => {

@@ -25,7 +25,12 @@ pub(super) struct Session {
     pub(super) shares: BTreeSet<u64>,
     /// It had to be waited for too long, and has not confirmed anything since.
     pub(super) late: bool,
+    /// Commands up to here were ordered before it stood: an older life of its cache may have written them.
+    pub(super) since: Lsn,
 }
+
+/// No session keeps more bytes of shares, whatever it says: sums stay sums.
+const ROOM_MAX: u64 = 1 << 40;
 
 impl Session {
     fn can_hold(&self) -> bool {
@@ -64,21 +69,34 @@ impl Cover {
         if held > 0 && !self.sessions.contains_key(&client) {
             let head = Lsn(self.first.0 + self.entries.len() as u64).prev();
             if head > self.stable {
-                self.kept.entry(client).or_insert((held, head));
+                self.kept.entry(client).or_insert((held.min(ROOM_MAX), head));
             }
         }
     }
 
-    /// A session stands, on the roster by a stable entry, with room for so many bytes of shares. What an older incarnation
-    /// of its cache confirmed is void: nobody knows what a crash took from it. But its requests before `from` are answered,
-    /// and what is answered is in its cache with its tag: no other confirm may ever come.
-    pub fn join(&mut self, client: ClientId, incarnation: u64, domain: &str, room: u64, from: Request) {
+    /// A cache of `client` is there. What an older incarnation of it confirmed is void: nobody knows what a crash took
+    /// from it. To be told at once: the session may stand late, or never again.
+    pub fn renew(&mut self, client: ClientId, incarnation: u64) {
         let known = self.sessions.get(&client).map(|session| session.incarnation);
         if known.is_some_and(|known| known != incarnation) && rule::on(Rule::ConfirmByIncarnation) {
             self.leave(client);
         }
+    }
+
+    /// A session stands, on the roster by a stable entry, with room for so many bytes of shares, when the last LSN that was
+    /// given out is `ordered`. Its requests before `from` are answered, and what is answered is in its cache with its tag: no
+    /// other confirm may ever come.
+    pub fn join(
+        &mut self,
+        (client, incarnation): (ClientId, u64),
+        domain: &str,
+        room: u64,
+        from: Request,
+        ordered: Lsn,
+    ) {
+        self.renew(client, incarnation);
         self.retry = true;
-        self.enter(client, incarnation, domain, room);
+        self.enter(client, incarnation, domain, room, ordered);
         let answered = |entry: &&mut Covering| {
             let origin = entry.header.origin.filter(|_| entry.owner == Some(client));
             origin.is_some_and(|origin| origin.request < from)
@@ -89,7 +107,7 @@ impl Cover {
         self.advance();
     }
 
-    fn enter(&mut self, client: ClientId, incarnation: u64, domain: &str, room: u64) {
+    fn enter(&mut self, client: ClientId, incarnation: u64, domain: &str, room: u64, since: Lsn) {
         if let Some(session) = self.sessions.get_mut(&client) {
             let held = session.can_hold();
             (session.leaving, session.late) = (false, false);
@@ -109,10 +127,11 @@ impl Cover {
             domain,
             counts,
             leaving: false,
-            room: if counts { room } else { 0 },
+            room: if counts { room.min(ROOM_MAX) } else { 0 },
             used: 0,
             shares: BTreeSet::new(),
             late: false,
+            since,
         };
         self.count_domain(session.domain.clone(), i64::from(session.can_hold()));
         self.sessions.insert(client, session);
@@ -193,9 +212,11 @@ impl Cover {
         for lsn in orphans {
             let Some(entry) = self.entry(lsn) else { continue };
             let cost = entry.payload.len() as u64 + HEADER_COST;
-            let needed = self.until(entry, lsn) > self.stable;
-            if needed && entry.copies.is_empty() && cost <= budget {
-                budget -= cost;
+            let needed = self.until(entry, lsn) > self.stable && entry.copies.is_empty();
+            // What is not covered can be so by a copy alone, and others wait behind it.
+            let awaited = self.settings.f > 0 && lsn > self.covered;
+            if needed && (cost <= budget || awaited) {
+                budget = budget.saturating_sub(cost);
                 self.copy(lsn);
             }
         }
