@@ -135,7 +135,7 @@ async fn sessions(plan: &Plan, repeats: usize) -> Table {
 #[expect(clippy::cast_precision_loss, reason = "figures for people")]
 async fn idle(clients: u64) -> Result<Measured> {
     let folder = tempfile::tempdir_in(crate::scratch())?;
-    let mut pair = Pair::start(folder.path(), Mode::Tagged, Duration::ZERO, None).await?;
+    let mut pair = Pair::start(folder.path(), Mode::Tagged, Duration::ZERO, None, 1).await?;
     let before = (usage(&mut pair.primary).await?.memory, usage(&mut pair.backup).await?.memory);
     let mut holders = holders(folder.path(), &pair, 0, clients, 0, PAYLOAD)?;
     let alone = holders.expect("started", PATIENCE).await?["memory"].as_u64().unwrap_or(0);
@@ -191,7 +191,7 @@ async fn told(clients: u64, place: Place) -> Result<Measured> {
     };
     let counter = Counter::start().await?;
     // Clients have a stream to every address that they hear of: there is to be no way around the counter.
-    let pair = Pair::start(folder.path(), Mode::Tagged, rtt, Some(counter.address)).await?;
+    let pair = Pair::start(folder.path(), Mode::Tagged, rtt, Some(counter.address), 1).await?;
     counter.target.send_replace(Some(pair.near));
     let mut holders = spawn_holders(folder.path(), &[counter.address, pair.far], 0, clients, each, PAYLOAD, 1)?;
     settled(&mut holders).await?;
@@ -240,7 +240,7 @@ async fn loads(plan: &Plan, repeats: usize) -> Table {
 #[expect(clippy::cast_precision_loss, reason = "figures for people")]
 async fn bear(Load { clients, busy, payload, rtt_ms }: Load, seconds: f64) -> Result<Measured> {
     let folder = tempfile::tempdir_in(crate::scratch())?;
-    let mut pair = Pair::start(folder.path(), Mode::Tagged, Duration::from_millis(rtt_ms), None).await?;
+    let mut pair = Pair::start(folder.path(), Mode::Tagged, Duration::from_millis(rtt_ms), None, 1).await?;
     let mut idle = None;
     if clients > busy {
         let mut holders = holders(folder.path(), &pair, busy, clients - busy, 0, payload)?;
@@ -303,7 +303,7 @@ async fn held(repeats: usize) -> Table {
 #[expect(clippy::cast_precision_loss, reason = "figures for people")]
 async fn hold(payload: usize, entries: u64) -> Result<Measured> {
     let folder = tempfile::tempdir_in(crate::scratch())?;
-    let pair = Pair::start(folder.path(), Mode::Tagged, Duration::ZERO, None).await?;
+    let pair = Pair::start(folder.path(), Mode::Tagged, Duration::ZERO, None, 1).await?;
     let mut holders = holders(folder.path(), &pair, 0, 1, entries, payload)?;
     settled(&mut holders).await?;
     let before = usage(&mut holders).await?.memory;

@@ -89,6 +89,10 @@ enum What {
     SmfsBackup(smfs::BackupArgs),
 }
 
+/// Of every process here, the bare ones too: who serves data at such rates brings an allocator for it.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Where files go that are measured: a disk, which the temporary folder may not be.
 pub(crate) fn scratch() -> PathBuf {
     std::env::var_os("TAGALONG_BENCH_FOLDER").map_or_else(std::env::temp_dir, PathBuf::from)
@@ -119,8 +123,8 @@ fn main() -> ExitCode {
     }
     let workers = match &arguments.what {
         What::Load(args) => args.threads,
-        // The processes of a service share two cores here: one worker each, and fewer changes of threads.
-        What::Node(_) | What::Echo | What::SmfsPrimary(_) | What::SmfsBackup(_) => 1,
+        What::Node(args) => args.workers,
+        What::Echo | What::SmfsPrimary(_) | What::SmfsBackup(_) => 1,
         _ => 2,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build();

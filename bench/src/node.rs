@@ -92,6 +92,9 @@ pub(crate) struct NodeArgs {
     /// Connections of the link between the nodes; as the library has it without.
     #[arg(long)]
     pub(crate) connections: Option<u32>,
+    /// Threads of its runtime. The processes of a service share two cores here, and fewer of them are fewer changes of threads.
+    #[arg(long, default_value_t = 1)]
+    pub(crate) workers: usize,
 }
 
 impl NodeArgs {

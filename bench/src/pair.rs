@@ -24,19 +24,21 @@ pub(crate) struct Pair {
 }
 
 impl Pair {
-    /// Clients reach the primary where it is advertised, or where it listens.
+    /// Clients reach the primary where it is advertised, or where it listens. So many workers each have the nodes.
     pub(crate) async fn start(
         folder: &Path,
         mode: Mode,
         rtt: Duration,
         advertised: Option<SocketAddr>,
+        workers: usize,
     ) -> Result<Pair> {
         let node = |name: &str| -> Result<Vec<String>> {
             let path = folder.join(name);
             let path = path.to_str().ok_or("the temporary folder's path is not UTF-8")?;
-            let delta = DELTA_BYTES.to_string();
-            let arguments = ["node", "--folder", path, "--mode", mode.name(), "--delta-bytes-max", &delta];
-            Ok(arguments.map(str::to_owned).to_vec())
+            let (delta, workers) = (DELTA_BYTES.to_string(), workers.to_string());
+            let mut arguments = vec!["node", "--folder", path, "--mode", mode.name(), "--workers", &workers];
+            arguments.extend(["--delta-bytes-max", &delta]);
+            Ok(arguments.into_iter().map(str::to_owned).collect())
         };
         let mut arguments = node("primary-log")?;
         arguments.extend(advertised.into_iter().flat_map(|at| ["--advertise".to_owned(), format!("http://{at}")]));

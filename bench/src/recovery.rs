@@ -33,6 +33,8 @@ use crate::{Result, plain};
 
 /// One message of the bare transfer, and one write of the bare file: about what a client hands over at once.
 const PIECE: usize = 256 << 10;
+/// Threads of a node, as of the bare figures' processes.
+const WORKERS: usize = 2;
 /// Writes of a client under way while it fills its cache, as a rule.
 pub(crate) const IN_FLIGHT: usize = 256;
 
@@ -219,7 +221,7 @@ pub(crate) struct Done {
 async fn disaster(folder: &Path, rtt_ms: u64, fill: Fill) -> Result<Done> {
     let Fill { mode, clients, payload, writes } = fill;
     let Pair { mut primary, mut backup, relay, near, far } =
-        Pair::start(folder, mode, Duration::from_millis(rtt_ms), None).await?;
+        Pair::start(folder, mode, Duration::from_millis(rtt_ms), None, WORKERS).await?;
     // In a covered service one client has a process of its own, which dies with the primary.
     let dying = u64::from(mode == Mode::Covered);
     let holders = |first, clients| spawn_holders(folder, &[near, far], first, clients, writes, payload, IN_FLIGHT);

@@ -28,6 +28,8 @@ use parking_lot::{Condvar, Mutex};
 const WIRE_BYTES_MAX: usize = 64 << 20;
 /// One read.
 const READ_BYTES: usize = 64 << 10;
+/// One write, about.
+const WRITE_BYTES: usize = 512 << 10;
 /// Lengths of connections that are not all of one.
 const STEPS: u32 = 8;
 /// These threads hold a buffer and little else.
@@ -42,9 +44,10 @@ pub(crate) fn sharpen_sleep() {
 /// What is on its way in one direction of one connection.
 #[derive(Default)]
 struct Wire {
-    /// When it was sent, and what; `None` is the end of the stream.
-    parcels: VecDeque<(Instant, Option<Vec<u8>>)>,
-    bytes: usize,
+    /// When it was sent, and how many bytes; none is the end of the stream.
+    parcels: VecDeque<(Instant, usize)>,
+    /// In memory that is used again: a longer link is to cost the machine no more than a short one.
+    bytes: VecDeque<u8>,
 }
 
 #[derive(Default)]
@@ -160,7 +163,7 @@ impl Relay {
     /// Bytes on the wire now.
     #[allow(dead_code, reason = "the benchmarks share this file, and wait for it")]
     pub(crate) fn on_wire(&self) -> usize {
-        self.link.lanes.lock().iter().filter_map(Weak::upgrade).map(|lane| lane.wire.lock().bytes).sum()
+        self.link.lanes.lock().iter().filter_map(Weak::upgrade).map(|lane| lane.wire.lock().bytes.len()).sum()
     }
 
     /// Severs the link and returns how many bytes were on the wire.
@@ -168,7 +171,7 @@ impl Relay {
         self.link.cut.store(true, Ordering::SeqCst);
         for lane in self.link.lanes.lock().iter().filter_map(Weak::upgrade) {
             let mut wire = lane.wire.lock();
-            self.link.lost.fetch_add(wire.bytes as u64, Ordering::SeqCst);
+            self.link.lost.fetch_add(wire.bytes.len() as u64, Ordering::SeqCst);
             *wire = Wire::default();
             lane.drained.notify_all();
         }
@@ -294,7 +297,7 @@ impl Link {
             let sent = Instant::now();
             self.count(way, read);
             let mut wire = lane.wire.lock();
-            while wire.bytes > WIRE_BYTES_MAX && !self.is_closed() && !self.is_cut() {
+            while wire.bytes.len() > WIRE_BYTES_MAX && !self.is_closed() && !self.is_cut() {
                 lane.drained.wait(&mut wire);
             }
             if self.is_cut() {
@@ -305,8 +308,8 @@ impl Link {
             if self.is_closed() {
                 return;
             }
-            wire.bytes += read;
-            wire.parcels.push_back((sent, (read > 0).then(|| buffer[..read].to_vec())));
+            wire.bytes.extend(&buffer[..read]);
+            wire.parcels.push_back((sent, read));
             lane.filled.notify_one();
             if read == 0 {
                 return;
@@ -315,9 +318,10 @@ impl Link {
     }
 
     fn write(&self, lane: &Lane, mut to: TcpStream) {
+        let mut bytes = Vec::new();
         while let Some(due) = self.next_due(lane) {
             thread::sleep(due.saturating_duration_since(Instant::now()));
-            let (bytes, end) = Self::take_due(lane);
+            let end = Self::take_due(lane, &mut bytes);
             if !bytes.is_empty() && to.write_all(&bytes).is_err() {
                 // The receiver is gone; the sender is to see that too.
                 let _ = to.shutdown(Shutdown::Both);
@@ -344,24 +348,27 @@ impl Link {
         }
     }
 
-    /// Everything that has arrived by now, in one piece, and whether the stream ends with it.
-    fn take_due(lane: &Lane) -> (Vec<u8>, bool) {
+    /// What has arrived by now, up to what one write takes, and whether the stream ends with it.
+    fn take_due(lane: &Lane, bytes: &mut Vec<u8>) -> bool {
         let now = Instant::now();
-        let (mut all, mut end) = (Vec::new(), false);
+        let (mut length, mut end) = (0, false);
         let mut wire = lane.wire.lock();
-        while !end && wire.parcels.front().is_some_and(|(sent, _)| *sent + lane.one_way <= now) {
-            let Some((_, parcel)) = wire.parcels.pop_front() else {
-                break;
-            };
-            match parcel {
-                Some(bytes) if all.is_empty() => all = bytes,
-                Some(bytes) => all.extend_from_slice(&bytes),
-                None => end = true,
-            }
+        while length < WRITE_BYTES
+            && let Some((sent, parcel)) = wire.parcels.front().copied()
+            && sent + lane.one_way <= now
+        {
+            wire.parcels.pop_front();
+            length += parcel;
+            end |= parcel == 0;
         }
-        wire.bytes -= all.len();
+        bytes.clear();
+        let (head, tail) = wire.bytes.as_slices();
+        let in_head = length.min(head.len());
+        bytes.extend_from_slice(&head[..in_head]);
+        bytes.extend_from_slice(&tail[..length - in_head]);
+        wire.bytes.drain(..length);
         lane.drained.notify_one();
-        (all, end)
+        end
     }
 }
 

@@ -26,7 +26,7 @@ mod tests;
 use replay::replay;
 
 /// Inputs taken before the batched work is done.
-const BATCH_MAX: usize = 512;
+const BATCH_MAX: usize = 4096;
 /// Records for a backup that nobody waits for gather for so long, or up to so many bytes: each message costs two nodes as
 /// much as dozens of writes, and the link is longer than this.
 const GATHER: Duration = Duration::from_millis(1);
@@ -401,8 +401,11 @@ impl Sequencer {
                 () = sleep => self.step(Input::Tick),
                 _ = closing.wait_for(|closing| *closing) => return,
             }
-            if !batch.is_empty() && self.clients.len() > 1 {
-                // Whoever wakes this task would see it run next: the others who are ready come first, and are served together.
+            // Whoever wakes this task would see it run next: the others who are ready come first, and are served together, as
+            // long as there come more of them.
+            let mut served = 0;
+            while batch.len() > served && batch.len() < self.clients.len().min(BATCH_MAX) {
+                served = batch.len();
                 tokio::task::yield_now().await;
                 while batch.len() < BATCH_MAX
                     && let Ok(mail) = inbox.try_recv()
