@@ -49,7 +49,7 @@ pub enum Code {
     Storage,
     /// The state machine computed another reply than the one that was recorded.
     Diverged,
-    /// Two reports contradict each other, or one is impossible.
+    /// Two reports contradict each other, or one is impossible; or a request number was used for two commands.
     Conflict,
     /// The node was never, or is no longer, in sync with the last reign.
     NotInSync,

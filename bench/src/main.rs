@@ -92,6 +92,8 @@ enum What {
 /// Of every process here, the bare ones too: who serves data at such rates brings an allocator for it.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+/// It keeps what is free for a second, for who holds and lets go needs it again within a round trip.
+const ENVIRONMENT: &[(&str, &str)] = &[("MIMALLOC_PURGE_DELAY", "1000")];
 
 /// Where files go that are measured: a disk, which the temporary folder may not be.
 pub(crate) fn scratch() -> PathBuf {

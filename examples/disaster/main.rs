@@ -144,6 +144,9 @@ struct Arguments {
     part: Option<Part>,
 }
 
+/// What the environment of the drill's own processes says besides.
+const ENVIRONMENT: &[(&str, &str)] = &[];
+
 /// What one of the drill's own processes is.
 #[derive(Subcommand, Debug)]
 enum Part {

@@ -41,6 +41,7 @@ impl Process {
         let log = logs.join(format!("{name}.log"));
         let mut child = Command::new(std::env::current_exe()?)
             .args(arguments)
+            .envs(crate::ENVIRONMENT.iter().copied())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(File::create(&log)?)

@@ -401,8 +401,7 @@ impl Sequencer {
                 () = sleep => self.step(Input::Tick),
                 _ = closing.wait_for(|closing| *closing) => return,
             }
-            // Whoever wakes this task would see it run next: the others who are ready come first, and are served together, as
-            // long as there come more of them.
+            // Whoever wakes this task would see it run next: the others who are ready come first, and are served together.
             let mut served = 0;
             while batch.len() > served && batch.len() < self.clients.len().min(BATCH_MAX) {
                 served = batch.len();
@@ -411,6 +410,9 @@ impl Sequencer {
                     && let Ok(mail) = inbox.try_recv()
                 {
                     batch.push(mail);
+                }
+                if !self.tells_of_others() {
+                    break;
                 }
             }
             self.take_done();
@@ -425,6 +427,12 @@ impl Sequencer {
                 return;
             }
         }
+    }
+
+    /// Whether clients are told of each other's entries, in fewer bytes the more are ordered together. Where they are not, two
+    /// small batches under way are better than a large one.
+    fn tells_of_others(&self) -> bool {
+        matches!(&self.core, Core::Primary(core) if core.tags_first())
     }
 
     fn take_done(&mut self) {

@@ -165,7 +165,7 @@ impl Primary {
 
     /// Whether a tag goes out before its reply may. In a covered service nothing is promised with it, and others witness the
     /// entry's place: the author is told of it with the reply.
-    pub(super) fn tags_first(&self) -> bool {
+    pub fn tags_first(&self) -> bool {
         !(self.settings.lowest == Level::Covered && self.settings.covering() > 0 && self.sharing.is_some())
     }
 

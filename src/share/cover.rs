@@ -503,9 +503,11 @@ impl Cover {
 
     /// Moves `covered` as far as everything is safe or stable: once for all that was confirmed.
     pub fn advance(&mut self) {
+        // Neighbours are in the same stripe, which is looked at once.
+        let mut whole = None;
         while self.covered < self.next().prev() {
             let lsn = self.covered.next();
-            if lsn > self.stable && !self.entry(lsn).is_some_and(|entry| self.is_safe(entry)) {
+            if lsn > self.stable && !self.entry(lsn).is_some_and(|entry| self.is_safe(entry, &mut whole)) {
                 break;
             }
             if lsn > self.stable
@@ -521,14 +523,20 @@ impl Cover {
         }
     }
 
-    /// Whether the entry would survive now: the predicate this module stands for.
-    fn is_safe(&self, entry: &Covering) -> bool {
+    /// Whether the entry would survive now: the predicate this module stands for. `whole` is a stripe of which it is known that
+    /// it is whole.
+    fn is_safe(&self, entry: &Covering, whole: &mut Option<u64>) -> bool {
         let striped = self.settings.f > 0 && entry.owner.is_some() && entry.open == 0;
         let placed = |stripe: &Stripe| entry.tagged || stripe.is_witnessed() || !rule::on(Rule::CoverWitness);
         // That the owner's session stood ever since is asked of every member of its stripes.
-        let safe = |stripe: &Stripe| self.is_whole(stripe) && placed(stripe);
-        let whole = striped && entry.stripes.iter().all(|id| self.stripes.get(id).is_none_or(safe));
-        whole || self.has_copies(entry)
+        let mut safe = |id: &u64| {
+            let Some(stripe) = self.stripes.get(id) else { return true };
+            if *whole != Some(*id) && self.is_whole(stripe) {
+                *whole = Some(*id);
+            }
+            *whole == Some(*id) && placed(stripe)
+        };
+        (striped && entry.stripes.iter().all(&mut safe)) || self.has_copies(entry)
     }
 
     fn has_copies(&self, entry: &Covering) -> bool {

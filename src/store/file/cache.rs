@@ -22,7 +22,9 @@ const COMPACT_FACTOR: u64 = 4;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct FileCacheOptions {
     /// Whether "written" means synced. What is written survives the process in any case; synced it survives the
-    /// machine, too.
+    /// machine, too. A cache that lost its end is older than its session: what it held is gone as with any client that
+    /// dies, and where it gives a number to another command than before, the primary refuses it
+    /// ([`Conflict`](crate::error::Code::Conflict)), and a session with a new cache has to be opened.
     pub sync: bool,
 }
 
