@@ -111,7 +111,7 @@ struct Reporter {
     observed: Lsn,
     stable: Lsn,
     /// Commands whose payload it has, held or in doubt.
-    offered: BTreeMap<Request, (u32, Digest)>,
+    offered: BTreeMap<Request, Offer>,
     /// Checksums of the replies it had.
     replies: BTreeMap<Lsn, Digest>,
     /// Payloads not yet asked for, and their lengths.
@@ -129,6 +129,15 @@ struct Reporter {
     shares_wanted: Owed<u64>,
     shares_asked: Owed<u64>,
     unreadable: BTreeSet<u64>,
+}
+
+/// A command whose payload its author has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Offer {
+    length: u32,
+    digest: Digest,
+    /// Where it stands, if its author has its tag.
+    lsn: Option<Lsn>,
 }
 
 /// The variants of one LSN's header. More than one is a contradiction.
@@ -158,7 +167,7 @@ pub struct Recovery {
     known: BTreeMap<Lsn, Known>,
     /// LSNs of more than one variant.
     disputed: BTreeSet<Lsn>,
-    /// Where commands are placed, by whomever: each at one LSN, unless somebody lies.
+    /// Where commands are placed, but by their authors' tags: each at one LSN, unless somebody lies.
     placed: BTreeSet<(ClientId, Request, Lsn)>,
     placed_at: Placed,
     /// Verified against the digest under which they were reported.
@@ -330,9 +339,9 @@ impl Recovery {
         }
         let mut placed = Vec::new();
         for item in part.items {
-            let header = match item {
+            let (header, own) = match item {
                 ReportItem::InDoubt { request, length, digest, answered } => {
-                    reporter.offered.insert(request, (length, digest));
+                    self.take_offer(reporter, (client, request), Offer { length, digest, lsn: None });
                     reporter.in_doubt.insert(request, answered);
                     continue;
                 }
@@ -349,11 +358,12 @@ impl Recovery {
                     let (Some(origin), Body::Command | Body::Noop) = (own, &header.body) else {
                         return Err(Error::new(Code::Protocol, "a client holds only commands of its own"));
                     };
-                    reporter.offered.insert(origin.request, (header.length, header.digest));
+                    let offer = Offer { length: header.length, digest: header.digest, lsn: Some(header.lsn) };
+                    self.take_offer(reporter, (client, origin.request), offer);
                     if let Some(reply) = reply {
                         reporter.replies.insert(header.lsn, reply);
                     }
-                    header
+                    (header, true)
                 }
                 ReportItem::Share { epoch, id, hold_until, length } => {
                     let relevant = epoch == of && hold_until > self.base;
@@ -365,7 +375,7 @@ impl Recovery {
                         let why = "no client is given the header of an EpochStart to vouch for";
                         return Err(Error::new(Code::Protocol, why));
                     }
-                    header
+                    (header, false)
                 }
             };
             if !header.is_possible() {
@@ -373,7 +383,7 @@ impl Recovery {
             }
             if takes_part(header.epoch) && header.lsn > self.base {
                 // Its own are wanted when its report is complete.
-                let others = self.vouch(header, client, &mut reporter.vouched);
+                let others = self.vouch(header, client, own, &mut reporter.vouched);
                 let others = others.filter(|origin| origin.client != client);
                 placed.extend(others);
             }
@@ -382,11 +392,19 @@ impl Recovery {
         Ok(placed)
     }
 
+    fn take_offer(&mut self, reporter: &mut Reporter, (client, request): (ClientId, Request), offer: Offer) {
+        // Who says two things of one command has both looked at.
+        let before = reporter.offered.insert(request, offer).and_then(|before| before.lsn);
+        self.placed.extend(before.map(|lsn| (client, request, lsn)));
+    }
+
     /// Somebody vouches for a header, which is noted among what it `vouched` for. Returns the command that is placed by it,
-    /// if it was not before.
-    fn vouch(&mut self, header: Header, client: ClientId, vouched: &mut Vec<Lsn>) -> Option<Origin> {
+    /// if it was not before. `own`: by its author, who has its tag; anybody else, and its author, may have it from others.
+    fn vouch(&mut self, header: Header, client: ClientId, own: bool, vouched: &mut Vec<Lsn>) -> Option<Origin> {
         let lsn = header.lsn;
         let origin = header.origin.filter(|_| header.body == Body::Command);
+        let told = origin.filter(|_| !own);
+        self.placed.extend(told.map(|origin| (origin.client, origin.request, lsn)));
         let variants = self.known.entry(lsn).or_default();
         if let Some(variant) = variants.iter_mut().find(|variant| variant.what == header) {
             vouched.extend(variant.vouch(client).then_some(lsn));
@@ -394,16 +412,18 @@ impl Recovery {
         }
         vouched.push(lsn);
         let vouchers = vec![client];
+        // Most are the first word on a command of which nothing else can be here.
+        let bare = origin.is_some() && header.length > 0 && self.payload_bytes == 0 && self.shares.entries.is_empty();
+        let news = bare && variants.is_empty() && self.placed_at.headers.is_empty();
         if variants.is_empty() {
             *variants = vec![Backing { what: header, vouchers }];
         } else {
             variants.push(Backing { what: header, vouchers });
             self.disputed.insert(lsn);
         }
-        if let Some(Origin { client, request }) = origin {
-            self.placed.insert((client, request, lsn));
+        if !news {
+            self.note_supply(lsn);
         }
-        self.note_supply(lsn);
         origin
     }
 
@@ -433,14 +453,15 @@ impl Recovery {
         }
     }
 
-    fn want_as(&mut self, client: ClientId, request: Request, (length, digest): (u32, Digest)) {
+    fn want_as(&mut self, client: ClientId, request: Request, offer: Offer) {
+        let Offer { length, digest, lsn } = offer;
         let origin = Some(Origin { client, request });
         let fits = |header: &Header| header.origin == origin && (header.length, header.digest) == (length, digest);
         let known = |lsn| {
             let direct = self.known.get(&lsn).into_iter().flatten().map(|variant| &variant.what);
             direct.chain(self.placed_at.headers.get(&lsn))
         };
-        let placed = self.places(client, request).flat_map(known).any(fits);
+        let placed = self.places(client, request, lsn).flat_map(known).any(fits);
         let member = self.shares.members.get(&(client, request)) == Some(&(length, digest));
         let here = self.payload(Origin { client, request }).is_some_and(|(have, _)| *have == digest);
         if (placed || member)
@@ -453,10 +474,10 @@ impl Recovery {
         }
     }
 
-    /// Where a command is placed.
-    fn places(&self, client: ClientId, request: Request) -> impl Iterator<Item = Lsn> + '_ {
+    /// Where a command is placed, by its author's tag or otherwise.
+    fn places(&self, client: ClientId, request: Request, own: Option<Lsn>) -> impl Iterator<Item = Lsn> + '_ {
         let all = (client, request, Lsn(0))..=(client, request, Lsn(u64::MAX));
-        self.placed.range(all).map(|(_, _, lsn)| *lsn)
+        own.into_iter().chain(self.placed.range(all).map(|(_, _, lsn)| *lsn))
     }
 
     /// The pulls that the credits allow now, per stream.
@@ -505,10 +526,9 @@ impl Recovery {
                 continue;
             }
             let announced = reporter.offered.get(&request);
-            let fits = |(length, digest): &&(u32, Digest)| {
-                payload.len() as u64 == u64::from(*length) && digest.verifies(&payload)
-            };
-            let Some((_, digest)) = announced.filter(fits) else {
+            let fits =
+                |offer: &&Offer| payload.len() as u64 == u64::from(offer.length) && offer.digest.verifies(&payload);
+            let Some(Offer { digest, lsn, .. }) = announced.filter(fits) else {
                 return Err(Error::new(
                     Code::Conflict,
                     format!("client {client} announced another payload for request {request} than it sent"),
@@ -518,10 +538,10 @@ impl Recovery {
             let before = theirs.insert(request, (*digest, payload));
             self.payload_bytes -= before.map_or(0, |(_, payload)| payload.len() as u64);
             self.shares.stale = true;
-            taken.push(request);
+            taken.push((request, *lsn));
         }
-        for request in taken {
-            for lsn in self.places(client, request).collect::<Vec<_>>() {
+        for (request, lsn) in taken {
+            for lsn in self.places(client, request, lsn).collect::<Vec<_>>() {
                 self.note_supply(lsn);
             }
         }

@@ -6,8 +6,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::Recovery;
 use super::ledger::Backing;
+use super::{Offer, Recovery};
 use crate::error::{Code, Error};
 use crate::log::{Body, ClientId, Header, Lsn, Origin, Places, Request, Run};
 use crate::session::LogState;
@@ -257,7 +257,7 @@ impl Recovery {
     fn in_doubt(&self, places: &Places, lsn: Lsn, client: ClientId, request: Request) -> Option<Header> {
         let reporter = self.reporters.get(&client)?;
         let answered = *reporter.in_doubt.get(&request)?;
-        let (length, digest) = *reporter.offered.get(&request)?;
+        let Offer { length, digest, .. } = *reporter.offered.get(&request)?;
         let (epoch, time, body) = (places.epoch, places.time, Body::Command);
         Some(Header { epoch, lsn, body, origin: Some(Origin { client, request }), time, answered, length, digest })
     }

@@ -85,7 +85,7 @@ impl Recovery {
                 }
                 if header.lsn > self.base {
                     let mut vouched = Vec::new();
-                    let placed = self.vouch(header, client, &mut vouched);
+                    let placed = self.vouch(header, client, false, &mut vouched);
                     if let Some(reporter) = self.reporters.get_mut(&client) {
                         reporter.vouched.extend(vouched);
                     }
