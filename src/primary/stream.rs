@@ -470,11 +470,7 @@ impl Primary {
             for lsn in sent.tags {
                 self.unstable.confirm(lsn);
                 if let Some(cover) = &mut cover {
-                    // A cache that lost a command confirms the frame that has its tag all the same, and knows nothing of it.
-                    let request = cover.header(lsn).and_then(|header| header.origin).map(|origin| origin.request);
-                    if request.is_some_and(|request| request < live.next) {
-                        cover.tagged(live.client, lsn);
-                    }
+                    cover.tagged(live.client, lsn);
                 }
             }
             for share in sent.shares {

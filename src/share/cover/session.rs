@@ -212,9 +212,10 @@ impl Cover {
         for lsn in orphans {
             let Some(entry) = self.entry(lsn) else { continue };
             let cost = entry.payload.len() as u64 + HEADER_COST;
-            let needed = self.until(entry, lsn) > self.stable && entry.copies.is_empty();
-            // What is not covered can be so by a copy alone, and others wait behind it.
-            let awaited = self.settings.f > 0 && lsn > self.covered;
+            let until = self.until(entry, lsn);
+            let needed = until > self.stable && entry.copies.is_empty();
+            // What is not covered, or is needed to decode what is not, can count by a copy alone, and others wait behind it.
+            let awaited = self.settings.f > 0 && until > self.covered;
             if needed && (cost <= budget || awaited) {
                 budget = budget.saturating_sub(cost);
                 self.copy(lsn);
