@@ -13,7 +13,8 @@ pub(crate) fn command() -> String {
             words[at] = "PATH".into();
         }
     }
-    format!("cargo run --release -p tagalong-bench -- {}", words.join(" "))
+    let features = if cfg!(feature = "system-allocator") { " --features system-allocator" } else { "" };
+    format!("cargo run --release -p tagalong-bench{features} -- {}", words.join(" "))
 }
 
 fn read(path: &str) -> String {

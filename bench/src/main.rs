@@ -90,6 +90,7 @@ enum What {
 }
 
 /// Of every process here, the bare ones too: who serves data at such rates brings an allocator for it.
+#[cfg(not(feature = "system-allocator"))]
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// It keeps what is free for a second, for who holds and lets go needs it again within a round trip.
