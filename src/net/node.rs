@@ -1,6 +1,6 @@
 //! The sequencer: owns the core of a node and its state machine, and carries out what the core asks for.
 //!
-//! The half of the shell that stream tasks see is [`Mailbox`]; what handles see of it besides is [`View`].
+//! What stream tasks and handles see of it is in [`handle`].
 
 use std::collections::{HashMap, VecDeque};
 use std::future::Future;
@@ -12,17 +12,20 @@ use bytes::Bytes;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use super::storage::{Job, Storage};
-use super::{Clock, JOINED_BYTES, NetSettings, Sealer, ShareKey, guarded, random_u128};
+use super::{Clock, JOINED_BYTES, NetSettings, ShareKey, guarded, random_u128};
 use crate::error::{Code, Error, Result};
-use crate::log::{ClusterId, Commands, Entry, Epoch, EpochStart, GroupId, Lsn, NodeId, Record};
-use crate::message::{BackupMessage, ClientMessage, NodeMessage, NodeStatus, PrimaryMessage, Role};
+use crate::log::{ClusterId, Commands, Entry, GroupId, NodeId, Record};
+use crate::message::{BackupMessage, NodeMessage, NodeStatus, PrimaryMessage, Role};
 use crate::node::{Admin, Conn, Input, NodeEvent, Output};
 use crate::store::{LogStore, Marks, StateMachine};
 
+mod handle;
 mod replay;
 #[cfg(test)]
 mod tests;
 
+pub use handle::NodeEvents;
+pub(super) use handle::{Mail, Mailbox, Node, View};
 use replay::replay;
 
 /// Inputs taken before the batched work is done.
@@ -33,176 +36,6 @@ const GATHER: Duration = Duration::from_millis(1);
 const GATHER_BYTES: u64 = 256 << 10;
 /// Events kept for a listener that is slow.
 const EVENTS_MAX: usize = 1024;
-
-/// What the sequencer is told.
-pub(super) enum Mail {
-    /// A client's stream stands; frames for it go here.
-    ClientStream(Conn, mpsc::Sender<Box<NodeMessage>>),
-    /// A replication stream to this node stands.
-    BackupStream(Conn, mpsc::Sender<PrimaryMessage>),
-    /// This backup's stream to its primary stands.
-    Link(Conn, mpsc::Sender<BackupMessage>),
-    FromClient(Conn, Vec<ClientMessage>),
-    FromBackup(Conn, Vec<BackupMessage>),
-    FromPrimary(Conn, Vec<PrimaryMessage>),
-    Gone(Conn),
-    Admin(Admin, oneshot::Sender<Result<()>>),
-    Status(oneshot::Sender<NodeStatus>),
-}
-
-/// What a node is, for whoever watches it.
-#[derive(Clone, Debug)]
-pub(super) struct View {
-    pub(super) role: Role,
-    /// The last reign this node opened.
-    pub(super) opened: Option<(Epoch, Lsn, Arc<EpochStart>)>,
-    pub(super) in_sync: bool,
-    /// An orderly stop is complete: whether it left the mark that skips the next roll call.
-    pub(super) stopped: Option<bool>,
-    /// The node serves nothing any more.
-    pub(super) failure: Option<Error>,
-    /// The sequencer has ended.
-    pub(super) ended: bool,
-}
-
-/// The way to the sequencer.
-#[derive(Clone)]
-pub(super) struct Mailbox {
-    mail: mpsc::Sender<Mail>,
-    last_conn: Arc<std::sync::atomic::AtomicU64>,
-    view: watch::Receiver<View>,
-    /// The node is to end.
-    closing: watch::Receiver<bool>,
-    queue_max: usize,
-    share_key: Option<ShareKey>,
-}
-
-impl Mailbox {
-    /// For one direction of one stream, if the node has a key: ids rise within it, and its salt is its own.
-    pub(super) fn sealer(&self) -> Result<Option<Sealer>> {
-        self.share_key.clone().map(Sealer::new).transpose()
-    }
-
-    /// A number for a new stream.
-    pub(super) fn conn(&self) -> Conn {
-        Conn(self.last_conn.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1)
-    }
-
-    /// A queue for the messages of one client's stream.
-    pub(super) fn outbox<M>(&self) -> (mpsc::Sender<M>, mpsc::Receiver<M>) {
-        mpsc::channel(self.queue_max)
-    }
-
-    /// A queue for the messages of a replication stream. It holds what the replication window allows while the link
-    /// stands still, and that in small pieces: should it overflow, the stream is lost and begins anew from the log.
-    pub(super) fn long_outbox<M>(&self) -> (mpsc::Sender<M>, mpsc::Receiver<M>) {
-        mpsc::channel(self.queue_max.saturating_mul(64))
-    }
-
-    /// Waits for room in the sequencer's queue.
-    pub(super) async fn send(&self, mail: Mail) -> Result<()> {
-        self.mail.send(mail).await.map_err(|_| self.gone())
-    }
-
-    pub(super) async fn admin(&self, admin: Admin) -> Result<()> {
-        let (done, answer) = oneshot::channel();
-        self.send(Mail::Admin(admin, done)).await?;
-        answer.await.unwrap_or_else(|_| Err(self.gone()))
-    }
-
-    pub(super) async fn status(&self) -> Result<NodeStatus> {
-        let (done, answer) = oneshot::channel();
-        self.send(Mail::Status(done)).await?;
-        answer.await.map_err(|_| self.gone())
-    }
-
-    pub(super) fn view(&self) -> watch::Receiver<View> {
-        self.view.clone()
-    }
-
-    /// Resolves when the node is to end, or has ended.
-    pub(super) fn closing(&self) -> impl Future<Output = ()> + Send + use<> {
-        let (mut closing, mut view) = (self.closing.clone(), self.view.clone());
-        async move {
-            tokio::select! {
-                _ = closing.wait_for(|closing| *closing) => {}
-                _ = view.wait_for(|view| view.ended) => {}
-            }
-        }
-    }
-
-    fn gone(&self) -> Error {
-        let failure = self.view.borrow().failure.clone();
-        failure.unwrap_or_else(|| Error::new(Code::Closed, "the node was stopped"))
-    }
-}
-
-/// Events of a node, from the moment they were asked for.
-pub struct NodeEvents {
-    events: broadcast::Receiver<NodeEvent>,
-}
-
-impl NodeEvents {
-    /// The next event; `None` when the node has ended. A listener that is more than 1024 events behind misses the
-    /// oldest. Cancel safe.
-    pub async fn next(&mut self) -> Option<NodeEvent> {
-        loop {
-            match self.events.recv().await {
-                Ok(event) => return Some(event),
-                Err(broadcast::error::RecvError::Lagged(missed)) => {
-                    tracing::warn!(missed, "a listener of node events was too slow");
-                }
-                Err(broadcast::error::RecvError::Closed) => return None,
-            }
-        }
-    }
-}
-
-/// A running node, shared by its handles. When the last one is dropped the node ends as in a crash.
-pub(super) struct Node {
-    pub(super) mailbox: Mailbox,
-    events: broadcast::WeakSender<NodeEvent>,
-    closing: watch::Sender<bool>,
-}
-
-impl Node {
-    pub(super) fn events(&self) -> NodeEvents {
-        let events = self.events.upgrade().map_or_else(|| broadcast::channel(1).1, |events| events.subscribe());
-        NodeEvents { events }
-    }
-
-    pub(super) fn close(&self) {
-        self.closing.send_replace(true);
-    }
-
-    /// Waits until something holds of the node, or it fails or ends first.
-    pub(super) async fn wait<T>(&self, mut found: impl FnMut(&View) -> Option<Result<T>>) -> Result<T> {
-        let mut view = self.mailbox.view();
-        loop {
-            {
-                let now = view.borrow_and_update();
-                if let Some(found) = found(&now) {
-                    return found;
-                }
-                if let Some(failure) = &now.failure {
-                    return Err(failure.clone());
-                }
-                if now.ended {
-                    return Err(Error::new(Code::Closed, "the node was stopped"));
-                }
-            }
-            if view.changed().await.is_err() {
-                return Err(self.mailbox.gone());
-            }
-        }
-    }
-}
-
-impl Drop for Node {
-    fn drop(&mut self) {
-        self.close();
-    }
-}
 
 /// What a node starts as.
 pub(super) enum Start {
@@ -411,7 +244,7 @@ impl Sequencer {
                 {
                     batch.push(mail);
                 }
-                if !self.tells_of_others() {
+                if !self.gathers() {
                     break;
                 }
             }
@@ -429,9 +262,9 @@ impl Sequencer {
         }
     }
 
-    /// Whether clients are told of each other's entries, in fewer bytes the more are ordered together. Where they are not, two
-    /// small batches under way are better than a large one.
-    fn tells_of_others(&self) -> bool {
+    /// Whether a batch should be as large as it can be: manifests tell of what was ordered together in fewer bytes. A covered
+    /// service has none, and its writes wait for each other's clients: there two small batches under way are better.
+    fn gathers(&self) -> bool {
         matches!(&self.core, Core::Primary(core) if core.tags_first())
     }
 

@@ -11,7 +11,10 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::backup::BackupSettings;
-use crate::log::{Body, ClientId, Digest, GapPolicy, Header, Origin, Record, Request, SessionInfo, Target, Time};
+use crate::log::{
+    Body, ClientId, Digest, Epoch, EpochStart, GapPolicy, Header, Lsn, Origin, Record, Request, SessionInfo, Target,
+    Time,
+};
 use crate::node::RecoveryPolicy;
 use crate::primary::PrimarySettings;
 use crate::session::LogState;
