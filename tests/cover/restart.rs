@@ -1,4 +1,4 @@
-//! A primary that goes on in its own epoch knows of no share that an earlier life of it has given.
+//! What comes before a session, and stays after it: shares of an earlier life of the primary, and entries of the dead.
 
 use bytes::Bytes;
 use tagalong::log::{Body, ClientId, Digest, Header, Lsn, Origin, Request, Time};
@@ -22,15 +22,19 @@ fn life(held: u64) -> Cover {
 }
 
 fn write(cover: &mut Cover, n: u64) {
-    let payload = Bytes::from(vec![7; 300]);
+    write_as(cover, n, 1, 300);
+}
+
+fn write_as(cover: &mut Cover, n: u64, client: u128, length: u32) {
+    let payload = Bytes::from(vec![7; length as usize]);
     let header = Header {
         epoch: EPOCH,
         lsn: Lsn(n),
         body: Body::Command,
-        origin: Some(Origin { client: ClientId(1), request: Request(n) }),
+        origin: Some(Origin { client: ClientId(client), request: Request(n) }),
         time: Time(0),
         answered: Request(0),
-        length: 300,
+        length,
         digest: Digest::default(),
     };
     cover.add(Time(0), &header, &payload);
@@ -61,4 +65,35 @@ fn a_client_that_claims_to_hold_everything_has_no_room() {
     cover.settle(Time(0), true, vec![ClientId(9)]);
     let pushes = cover.take_pushes();
     assert!(!pushes.is_empty() && pushes.iter().all(|(client, _)| *client != ClientId(9)), "{pushes:?}");
+}
+
+/// An author died whose entry was covered, and shared a stripe with one that was not yet, as another stood between them.
+/// There was no room in the budget to copy it: then nothing was covered any more.
+#[test]
+fn who_shares_a_stripe_with_the_dead_is_covered() {
+    let settings = CoverSettings { f: 1, members: 2, wait_us: 0, custody_bytes_max: 0, patience_us: 1_000_000 };
+    let mut cover = Cover::new(settings, EPOCH, HERE, Lsn(0), Lsn(1), Time(0));
+    for client in 1..=6 {
+        cover.join((ClientId(client), 1), "", 1 << 20, Request(0), Lsn(0));
+    }
+    for (lsn, author, length) in [(1, 1, 300), (2, 3, 3_000), (3, 2, 300)] {
+        write_as(&mut cover, lsn, author, length);
+    }
+    cover.settle(Time(0), false, Vec::new());
+    let (shared, between): (Vec<_>, Vec<_>) =
+        cover.take_pushes().into_iter().partition(|(_, share)| share.hold_until == Lsn(3));
+    let confirm = |cover: &mut Cover, shares: Vec<(ClientId, tagalong::share::Share)>| {
+        shares.into_iter().for_each(|(client, share)| cover.confirmed(client, share.id));
+        cover.advance();
+    };
+    confirm(&mut cover, shared);
+    assert_eq!(cover.covered(), Lsn(1), "the second is not confirmed");
+    cover.leave(ClientId(1));
+    confirm(&mut cover, between);
+    for _ in 0..3 {
+        cover.settle(Time(0), false, Vec::new());
+        let pushes = cover.take_pushes();
+        confirm(&mut cover, pushes);
+    }
+    assert_eq!(cover.covered(), Lsn(3));
 }
