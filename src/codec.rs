@@ -61,12 +61,9 @@ pub fn encode_record(record: &Record, out: &mut Vec<u8>) {
 /// # Errors
 /// [`Code::UnknownKind`] or [`Code::Corrupt`].
 pub fn decode_record(bytes: &[u8]) -> Result<Record> {
-    whole(bytes, "record", |take| {
-        let header = take.header()?;
-        let reply = take.digest()?;
-        let payload = Bytes::copy_from_slice(take.rest());
-        Ok(Record { entry: Entry { header, payload }, reply })
-    })
+    let mut take = Take(bytes);
+    let (header, reply) = (take.header()?, take.digest()?);
+    Ok(Record { entry: Entry { header, payload: Bytes::copy_from_slice(take.rest()) }, reply })
 }
 
 /// Appends the form of the marks to `out`.
@@ -428,6 +425,7 @@ impl<'a> Take<'a> {
         Self(bytes)
     }
 
+    #[inline]
     pub(crate) fn bytes(&mut self, length: usize) -> Result<&'a [u8]> {
         let (taken, left) = self.0.split_at_checked(length).ok_or_else(|| corrupt("it ends too early"))?;
         self.0 = left;
@@ -438,16 +436,19 @@ impl<'a> Take<'a> {
         std::mem::take(&mut self.0)
     }
 
+    #[inline]
     fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
         let mut array = [0; N];
         array.copy_from_slice(self.bytes(N)?);
         Ok(array)
     }
 
+    #[inline]
     pub(crate) fn byte(&mut self) -> Result<u8> {
         Ok(self.array::<1>()?[0])
     }
 
+    #[inline]
     pub(crate) fn flag(&mut self) -> Result<bool> {
         match self.byte()? {
             0 => Ok(false),
@@ -505,14 +506,17 @@ impl<'a> Take<'a> {
         Ok(number)
     }
 
+    #[inline]
     pub(crate) fn u32(&mut self) -> Result<u32> {
         u32::try_from(self.number()?).map_err(|_| corrupt("a number has more than 32 bits"))
     }
 
+    #[inline]
     pub(crate) fn u64(&mut self) -> Result<u64> {
         Ok(u64::from_le_bytes(self.array()?))
     }
 
+    #[inline]
     pub(crate) fn u128(&mut self) -> Result<u128> {
         Ok(u128::from_le_bytes(self.array()?))
     }
@@ -527,6 +531,7 @@ impl<'a> Take<'a> {
         Ok(text.to_owned())
     }
 
+    #[inline]
     fn option<T>(&mut self, take: impl FnOnce(&mut Self) -> Result<T>) -> Result<Option<T>> {
         if self.flag()? { take(self).map(Some) } else { Ok(None) }
     }
@@ -544,10 +549,12 @@ impl<'a> Take<'a> {
         Ok(ClientId(self.u128()?))
     }
 
+    #[inline]
     fn lsn(&mut self) -> Result<Lsn> {
         Ok(Lsn(self.number()?))
     }
 
+    #[inline]
     fn request(&mut self) -> Result<Request> {
         Ok(Request(self.number()?))
     }
@@ -556,10 +563,12 @@ impl<'a> Take<'a> {
         Ok(self.lsn()?..self.lsn()?)
     }
 
+    #[inline]
     pub(crate) fn epoch(&mut self) -> Result<Epoch> {
         Ok(Epoch { generation: self.u32()?, number: self.number()?, node: NodeId(self.u64()?) })
     }
 
+    #[inline]
     pub(crate) fn digest(&mut self) -> Result<Digest> {
         Ok(Digest { algorithm: self.byte()?, value: self.number()? })
     }
@@ -600,6 +609,7 @@ impl<'a> Take<'a> {
         })
     }
 
+    #[inline]
     pub(crate) fn header(&mut self) -> Result<Header> {
         let kind = self.byte()?;
         if !(1..=9).contains(&kind) {

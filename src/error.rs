@@ -80,8 +80,14 @@ pub enum ErrorKind {
 }
 
 /// An error with a [`Code`], a [`kind`](Error::kind) that says what to do next, and a message for people.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Error {
+    /// Behind a pointer, so that a result takes no more room than its value: what is decoded is a result at every byte.
+    parts: Box<Parts>,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Parts {
     code: Code,
     message: String,
 }
@@ -92,22 +98,22 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 impl Error {
     /// An error of `code` whose `message` says what happened and what to do.
     pub fn new(code: Code, message: impl Into<String>) -> Self {
-        Self { code, message: message.into() }
+        Self { parts: Box::new(Parts { code, message: message.into() }) }
     }
 
     /// What went wrong.
     pub fn code(&self) -> Code {
-        self.code
+        self.parts.code
     }
 
     /// The text, without the code.
     pub fn message(&self) -> &str {
-        &self.message
+        &self.parts.message
     }
 
     /// What the caller can do about it.
     pub fn kind(&self) -> ErrorKind {
-        match self.code {
+        match self.code() {
             Code::SessionReplaced | Code::Deadline => ErrorKind::Retry,
             Code::WrongEpoch | Code::Deposed | Code::NotPrimary | Code::Unavailable | Code::Recovering => {
                 ErrorKind::Rediscover
@@ -131,9 +137,15 @@ impl Error {
     }
 }
 
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Error").field("code", &self.code()).field("message", &self.message()).finish()
+    }
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?}: {}", self.code, self.message)
+        write!(f, "{:?}: {}", self.code(), self.message())
     }
 }
 
@@ -150,7 +162,7 @@ impl From<std::io::Error> for Error {
 
 impl From<Error> for std::io::Error {
     fn from(error: Error) -> Self {
-        let kind = match error.code {
+        let kind = match error.code() {
             Code::Corrupt | Code::WrongVersion | Code::UnknownKind => std::io::ErrorKind::InvalidData,
             Code::Locked => std::io::ErrorKind::WouldBlock,
             _ => std::io::ErrorKind::Other,

@@ -11,7 +11,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use super::cut::{PENDING, finish_cut, segment, segments};
-use super::disk::{self, DiskFile};
+use super::disk::{self, DiskFile, Warming};
 use super::frame::{FRAME, Found, HEAD, Head, Kind, Window, damage};
 use super::tape::Tape;
 use super::{Lock, Opened, Poison, identity, lock, names, remove_unfinished};
@@ -69,6 +69,7 @@ pub struct FileLog {
     reading: Option<(DiskFile, u64, u64)>,
     /// The first LSN of the segment in `window`.
     viewing: u64,
+    warming: Warming,
     opened: Opened,
     poison: Poison,
     _lock: Lock,
@@ -109,6 +110,7 @@ impl FileLog {
             window: Window::default(),
             reading: None,
             viewing: 0,
+            warming: Warming::default(),
             opened,
             poison: Poison::default(),
             _lock: lock,
@@ -272,6 +274,11 @@ impl FileLog {
             let head = Head::read(&mut file, Kind::Segment, Some(self.id))?;
             let length = file.len()?;
             self.reading = Some((file, head.salt, length));
+            if let Some((following, length)) = self.complete.range(first + 1..).next()
+                && *next == first
+            {
+                self.warming.warm(&segment(&self.dir, *following), *length);
+            }
         }
         let after = self.complete.range(first + 1..).next().map(|(first, _)| *first);
         let last = self.tapes.front().map(|tape| tape.head().first).filter(|last| *last > first);
@@ -415,16 +422,22 @@ impl LogStore for FileLog {
 
     fn read(&mut self, from: Lsn, bytes_max: usize) -> io::Result<Vec<Record>> {
         self.poison.check()?;
-        let mut left = bytes_max as u64;
+        let (mut left, end) = (bytes_max as u64, self.next);
         let mut out: Vec<Record> = Vec::new();
         self.walk(from.0.max(1), |sequence, content| {
             let record = codec::decode_record(content)?;
             if record.lsn().0 != sequence {
                 return Err(Error::new(Code::Corrupt, format!("it says that it is record {}", record.lsn())));
             }
-            let fits = out.is_empty() || record.cost() <= left;
+            let cost = record.cost();
+            let fits = out.is_empty() || cost <= left;
             if fits {
-                left = left.saturating_sub(record.cost());
+                if out.is_empty() {
+                    // The others are about as large.
+                    let count = (left / cost).min(end - sequence);
+                    out.reserve(usize::try_from(count).unwrap_or(0));
+                }
+                left = left.saturating_sub(cost);
                 out.push(record);
             }
             Ok(fits)
