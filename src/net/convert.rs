@@ -61,30 +61,29 @@ batches!(
     PrimaryMessages of PrimaryMessage
 );
 
-/// For bytes that the receiver keeps: a node's unstable log, a backup's, a recovery's collection.
+/// From this size on a slice is nearly all of the buffer it came in.
+const LARGE: usize = 64 * 1024;
+
+/// For bytes that the receiver keeps, a node's log or a recovery's collection, or an application, as long as it likes.
 ///
 /// What prost hands out is a slice of the receive buffer, and keeps all of that alive: an entry of 100 bytes would cost
-/// the kilobytes of its whole batch for as long as it is kept. What only passes (a query's bytes, say) is not copied.
-fn kept(slice: &Bytes) -> Bytes {
-    Bytes::copy_from_slice(slice)
+/// the kilobytes of its whole batch for as long as it is kept. It is copied, unless the buffer is little more than the slice.
+/// What only passes (a query's bytes, say) is not copied.
+fn kept(slice: Bytes) -> Bytes {
+    if slice.len() < LARGE { Bytes::copy_from_slice(&slice) } else { slice }
 }
 
 /// The same of a list, whose items are released together: one allocation for all of them.
-fn kept_together<'a>(slices: impl Iterator<Item = &'a Bytes> + Clone) -> impl Iterator<Item = Bytes> {
-    let lengths: Vec<usize> = slices.clone().map(Bytes::len).collect();
-    let mut joined = Vec::with_capacity(lengths.iter().sum());
-    slices.for_each(|slice| joined.extend_from_slice(slice));
+fn kept_together(slices: Vec<Bytes>) -> Vec<Bytes> {
+    let length = slices.iter().map(Bytes::len).sum();
+    if length >= LARGE {
+        return slices;
+    }
+    let mut joined = Vec::with_capacity(length);
+    slices.iter().for_each(|slice| joined.extend_from_slice(slice));
     let mut joined = Bytes::from(joined);
-    lengths.into_iter().map(move |length| if length == 0 { Bytes::new() } else { joined.split_to(length) })
-}
-
-/// From this size on a reply is nearly all of the buffer it came in.
-const LARGE: usize = 64 * 1024;
-
-/// For bytes that are handed to the application, which keeps them for as long as it likes: as [`kept`], except where
-/// the buffer is little more than the slice and the copy would cost more than it saves.
-fn handed_out(slice: Bytes) -> Bytes {
-    if slice.len() < LARGE { kept(&slice) } else { slice }
+    let part = |slice: Bytes| if slice.is_empty() { slice } else { joined.split_to(slice.len()) };
+    slices.into_iter().map(part).collect()
 }
 
 /// Of a field that has to be there.

@@ -1,7 +1,7 @@
 //! The stream between a client and a node.
 
 use super::words::{self, epoch, id, id_bytes, known};
-use super::{choice, handed_out, kept, kept_together, packed, pb, required};
+use super::{choice, kept, kept_together, packed, pb, required};
 use crate::error::{Code, Error, Result};
 use crate::log::{ClientId, ClusterId, GroupId, Level, Lsn, NodeId, Reign, Request};
 use crate::message::{
@@ -180,11 +180,12 @@ impl TryFrom<pb::Payloads> for Payloads {
     type Error = Error;
     fn try_from(payloads: pb::Payloads) -> Result<Self> {
         let epoch = epoch("Payloads.epoch", payloads.epoch)?;
-        let requests = payloads.items.iter().map(|item| Request(item.request));
-        let items = requests.zip(kept_together(payloads.items.iter().map(|item| &item.payload)));
+        let items = payloads.items.into_iter().map(|item| (Request(item.request), item.payload));
+        let (requests, bytes): (Vec<Request>, Vec<_>) = items.unzip();
+        let items = requests.into_iter().zip(kept_together(bytes));
         let shares = payloads.shares.into_iter().map(|share| {
             let share = words::share(share, epoch)?;
-            Ok(Share { body: kept(&share.body), ..share })
+            Ok(Share { body: kept(share.body), ..share })
         });
         Ok(Self { epoch, items: items.collect(), shares: shares.collect::<Result<_>>()? })
     }
@@ -341,7 +342,7 @@ impl TryFrom<pb::QueryResult> for QueryResult {
     type Error = Error;
     fn try_from(pb::QueryResult { id, lsn, result }: pb::QueryResult) -> Result<Self> {
         let result = match required("QueryResult.result", result)? {
-            pb::query_result::Result::Value(value) => Ok(handed_out(value)),
+            pb::query_result::Result::Value(value) => Ok(kept(value)),
             pb::query_result::Result::Error(error) => Err(error.into()),
         };
         Ok(Self { id, lsn: Lsn(lsn), result })
