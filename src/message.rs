@@ -32,8 +32,8 @@ pub const FEATURES: u64 = 0;
 pub struct Conn(pub u64);
 
 /// About how many bytes one frame, or one answer to a pull, takes: what is more goes into the next. A single payload or
-/// reply may be larger.
-pub const FRAME_BYTES: u64 = 256 << 10;
+/// reply may be larger. With all heads it fits into 256 KiB, for which allocators have a place.
+pub const FRAME_BYTES: u64 = 240 << 10;
 
 /// A node's role as it tells clients and operators.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -21,9 +21,10 @@ use std::ops::Range;
 use bytes::Bytes;
 
 use crate::error::{Code, Error};
-use crate::log::{Body, ClientId, Digest, Entry, Epoch, GapPolicy, Header, Lsn, Origin, Request, Time};
+use crate::log::{Body, ClientId, Digest, Entry, Epoch, GapPolicy, Header, Lsn, Origin, Record, Request, Time};
 use crate::message::{Payloads, RecoveryStatus, Report, ReportItem};
 use crate::node::{Conn, RecoveryPolicy};
+use crate::ordered::Ordered;
 use crate::primary::PrimarySettings;
 use crate::rule::{self, Rule};
 use crate::session::LogState;
@@ -33,12 +34,14 @@ use crate::store::{Marks, Missing};
 mod ahead;
 mod evidence;
 mod ledger;
+mod pages;
 mod placed;
 mod shares;
 mod skip;
 
 use evidence::Walk;
-use ledger::{Backing, Owed, Ranges};
+use ledger::{Backing, Lsns, Owed};
+use pages::Pages;
 use placed::Placed;
 use shares::Shares;
 use skip::Skipping;
@@ -85,8 +88,9 @@ pub enum Next {
 /// The outcome of a recovery.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Default)]
 pub struct Plan {
-    /// The rebuilt entries, dense from `base + 1`; gaps are `Noop`s.
-    pub entries: Vec<Entry>,
+    /// The rebuilt log, dense from `base + 1`; gaps are `Noop`s. Below the first gap they have the checksums of the replies
+    /// that clients had to them: the state machine has to give them again.
+    pub records: Vec<Record>,
     /// The highest LSN anybody observed.
     pub observed: Lsn,
     /// The policy that was needed, if any.
@@ -97,10 +101,8 @@ pub struct Plan {
     pub excluded: Vec<ClientId>,
     /// How many entries only shares supplied, and how many shares that took.
     pub decoded: (u64, u64),
-    /// Lost LSNs below the end of `entries`.
+    /// Lost LSNs below the end of `records`.
     pub gaps: Vec<Range<Lsn>>,
-    /// Checksums of the replies that clients had to entries below the first gap: the state machine has to give them again.
-    pub replies: BTreeMap<Lsn, Digest>,
 }
 
 /// What a client reported, as long as its stream stands.
@@ -111,9 +113,7 @@ struct Reporter {
     observed: Lsn,
     stable: Lsn,
     /// Commands whose payload it has, held or in doubt.
-    offered: BTreeMap<Request, Offer>,
-    /// Checksums of the replies it had.
-    replies: BTreeMap<Lsn, Digest>,
+    offered: Ordered<Request, Offer>,
     /// Payloads not yet asked for, and their lengths.
     wanted: Owed<Request>,
     /// Payloads asked for and not yet here.
@@ -131,6 +131,21 @@ struct Reporter {
     unreadable: BTreeSet<u64>,
 }
 
+impl Reporter {
+    /// It has the payload of this command.
+    ///
+    /// # Errors
+    /// [`Code::Protocol`] if it names its commands out of order, or one of them twice.
+    fn offer(&mut self, request: Request, offer: Offer) -> Result<(), Error> {
+        if let Some(last) = self.offered.keys().next_back().filter(|last| request <= **last) {
+            let why = format!("the report names its own command {request} after {last}");
+            return Err(Error::new(Code::Protocol, why));
+        }
+        self.offered.insert(request, offer);
+        Ok(())
+    }
+}
+
 /// A command whose payload its author has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Offer {
@@ -138,6 +153,8 @@ struct Offer {
     digest: Digest,
     /// Where it stands, if its author has its tag.
     lsn: Option<Lsn>,
+    /// The checksum of the reply its author had there.
+    reply: Option<Digest>,
 }
 
 /// The variants of one LSN's header. More than one is a contradiction.
@@ -164,17 +181,17 @@ pub struct Recovery {
     /// When it was last evaluated: a time that had passed by then makes no difference any more.
     evaluated: Time,
     reporters: BTreeMap<ClientId, Reporter>,
-    known: BTreeMap<Lsn, Known>,
+    known: Pages<Known>,
     /// LSNs of more than one variant.
     disputed: BTreeSet<Lsn>,
     /// Where commands are placed, but by their authors' tags: each at one LSN, unless somebody lies.
     placed: BTreeSet<(ClientId, Request, Lsn)>,
     placed_at: Placed,
     /// Verified against the digest under which they were reported.
-    payloads: BTreeMap<ClientId, BTreeMap<Request, (Digest, Bytes)>>,
+    payloads: BTreeMap<ClientId, Ordered<Request, (Digest, Bytes)>>,
     payload_bytes: u64,
     /// What could be supplied now.
-    supplied: Ranges,
+    supplied: Lsns,
     excluded: BTreeSet<ClientId>,
     resolved: Option<GapPolicy>,
     judging: Option<Skipping>,
@@ -207,13 +224,13 @@ impl Recovery {
             progress: now,
             evaluated: now,
             reporters: BTreeMap::new(),
-            known: BTreeMap::new(),
+            known: Pages::default(),
             disputed: BTreeSet::new(),
             placed: BTreeSet::new(),
             placed_at: Placed::default(),
             payloads: BTreeMap::new(),
             payload_bytes: 0,
-            supplied: Ranges::default(),
+            supplied: Lsns::default(),
             excluded: BTreeSet::new(),
             resolved: None,
             judging: None,
@@ -246,8 +263,7 @@ impl Recovery {
             complete: false,
             observed: Lsn(0),
             stable: Lsn(0),
-            offered: BTreeMap::new(),
-            replies: BTreeMap::new(),
+            offered: Ordered::new(),
             wanted: Owed::default(),
             asked: Owed::default(),
             vouched: Vec::new(),
@@ -282,7 +298,7 @@ impl Recovery {
         self.placed_at.stale = true;
         reporter.vouched_places.iter().for_each(|first| self.disavow_places(*first, client));
         for lsn in reporter.vouched {
-            let Some(variants) = self.known.get_mut(&lsn) else { continue };
+            let Some(variants) = self.known.get_mut(lsn) else { continue };
             for variant in variants.iter_mut() {
                 variant.disavow(client);
             }
@@ -291,7 +307,7 @@ impl Recovery {
                 self.disputed.remove(&lsn);
             }
             if variants.is_empty() {
-                self.known.remove(&lsn);
+                self.known.remove(lsn);
             }
             self.note_supply(lsn);
         }
@@ -304,19 +320,17 @@ impl Recovery {
     pub fn report(&mut self, now: Time, client: ClientId, part: Report) -> Result<(), Error> {
         // Taken out, so that an item costs no search for who reported it.
         let Some(mut reporter) = self.reporters.remove(&client) else { return Ok(()) };
-        let end = part.end;
+        let before = reporter.offered.keys().next_back().copied().unwrap_or_default();
         let took = self.take_part(now, &mut reporter, client, part);
         self.reporters.insert(client, reporter);
         for Origin { client, request } in took? {
             self.want(client, request);
         }
-        if end {
-            self.want_offered(client);
-        }
+        self.want_offered(client, before);
         Ok(())
     }
 
-    /// Takes the items of a part; returns which commands of others are placed by it.
+    /// Takes the items of a part; returns which commands are placed by it, but by their authors' tags.
     fn take_part(
         &mut self,
         now: Time,
@@ -341,7 +355,7 @@ impl Recovery {
         for item in part.items {
             let (header, own) = match item {
                 ReportItem::InDoubt { request, length, digest, answered } => {
-                    self.take_offer(reporter, (client, request), Offer { length, digest, lsn: None });
+                    reporter.offer(request, Offer { length, digest, lsn: None, reply: None })?;
                     reporter.in_doubt.insert(request, answered);
                     continue;
                 }
@@ -358,11 +372,8 @@ impl Recovery {
                     let (Some(origin), Body::Command | Body::Noop) = (own, &header.body) else {
                         return Err(Error::new(Code::Protocol, "a client holds only commands of its own"));
                     };
-                    let offer = Offer { length: header.length, digest: header.digest, lsn: Some(header.lsn) };
-                    self.take_offer(reporter, (client, origin.request), offer);
-                    if let Some(reply) = reply {
-                        reporter.replies.insert(header.lsn, reply);
-                    }
+                    let Header { length, digest, lsn, .. } = header;
+                    reporter.offer(origin.request, Offer { length, digest, lsn: Some(lsn), reply })?;
                     (header, true)
                 }
                 ReportItem::Share { epoch, id, hold_until, length } => {
@@ -382,20 +393,13 @@ impl Recovery {
                 return Err(Error::new(Code::Protocol, format!("no entry has the header reported of {}", header.lsn)));
             }
             if takes_part(header.epoch) && header.lsn > self.base {
-                // Its own are wanted when its report is complete.
-                let others = self.vouch(header, client, own, &mut reporter.vouched);
-                let others = others.filter(|origin| origin.client != client);
-                placed.extend(others);
+                // What it offers in this part is looked at when all of the part is known.
+                let news = self.vouch(header, client, own, &mut reporter.vouched);
+                placed.extend(news.filter(|_| !own));
             }
         }
         reporter.complete = part.end;
         Ok(placed)
-    }
-
-    fn take_offer(&mut self, reporter: &mut Reporter, (client, request): (ClientId, Request), offer: Offer) {
-        // Who says two things of one command has both looked at.
-        let before = reporter.offered.insert(request, offer).and_then(|before| before.lsn);
-        self.placed.extend(before.map(|lsn| (client, request, lsn)));
     }
 
     /// Somebody vouches for a header, which is noted among what it `vouched` for. Returns the command that is placed by it,
@@ -405,20 +409,19 @@ impl Recovery {
         let origin = header.origin.filter(|_| header.body == Body::Command);
         let told = origin.filter(|_| !own);
         self.placed.extend(told.map(|origin| (origin.client, origin.request, lsn)));
-        let variants = self.known.entry(lsn).or_default();
+        let variants = self.known.or_default(lsn);
         if let Some(variant) = variants.iter_mut().find(|variant| variant.what == header) {
             vouched.extend(variant.vouch(client).then_some(lsn));
             return None;
         }
         vouched.push(lsn);
-        let vouchers = vec![client];
         // Most are the first word on a command of which nothing else can be here.
         let bare = origin.is_some() && header.length > 0 && self.payload_bytes == 0 && self.shares.entries.is_empty();
         let news = bare && variants.is_empty() && self.placed_at.headers.is_empty();
         if variants.is_empty() {
-            *variants = vec![Backing { what: header, vouchers }];
+            *variants = vec![Backing::new(header, client)];
         } else {
-            variants.push(Backing { what: header, vouchers });
+            variants.push(Backing::new(header, client));
             self.disputed.insert(lsn);
         }
         if !news {
@@ -433,11 +436,12 @@ impl Recovery {
         self.supplied.set(lsn, is_supplied);
     }
 
-    /// A report is complete: marks what was placed, of all that it offers, as wanted.
-    fn want_offered(&mut self, client: ClientId) {
+    /// Marks what was placed, of all that it offers after a request, as wanted: it is pulled while the rest of the report is
+    /// still to come.
+    fn want_offered(&mut self, client: ClientId, after: Request) {
         let offered = self.reporters.get_mut(&client).map(|reporter| std::mem::take(&mut reporter.offered));
-        for (request, what) in offered.iter().flatten() {
-            self.want_as(client, *request, *what);
+        for (request, offer) in offered.iter().flat_map(|offered| offered.range(after.next()..)) {
+            self.want_as(client, *request, *offer);
         }
         if let (Some(offered), Some(reporter)) = (offered, self.reporters.get_mut(&client)) {
             reporter.offered = offered;
@@ -447,18 +451,18 @@ impl Recovery {
     /// Marks a payload as wanted, if a known header asks for it and its origin can supply it. Where headers disagree it is
     /// pulled all the same: once somebody is excluded it has to be here.
     fn want(&mut self, client: ClientId, request: Request) {
-        let Some(reporter) = self.reporters.get(&client).filter(|reporter| reporter.complete) else { return };
+        let Some(reporter) = self.reporters.get(&client) else { return };
         if let Some(what) = reporter.offered.get(&request).copied() {
             self.want_as(client, request, what);
         }
     }
 
     fn want_as(&mut self, client: ClientId, request: Request, offer: Offer) {
-        let Offer { length, digest, lsn } = offer;
+        let Offer { length, digest, lsn, .. } = offer;
         let origin = Some(Origin { client, request });
         let fits = |header: &Header| header.origin == origin && (header.length, header.digest) == (length, digest);
         let known = |lsn| {
-            let direct = self.known.get(&lsn).into_iter().flatten().map(|variant| &variant.what);
+            let direct = self.known.get(lsn).into_iter().flatten().map(|variant| &variant.what);
             direct.chain(self.placed_at.headers.get(&lsn))
         };
         let placed = self.places(client, request, lsn).flat_map(known).any(fits);
@@ -541,9 +545,8 @@ impl Recovery {
             taken.push((request, *lsn));
         }
         for (request, lsn) in taken {
-            for lsn in self.places(client, request, lsn).collect::<Vec<_>>() {
-                self.note_supply(lsn);
-            }
+            let told: Vec<Lsn> = self.places(client, request, None).collect();
+            lsn.into_iter().chain(told).for_each(|lsn| self.note_supply(lsn));
         }
         self.take_shares(client, payloads.shares)
     }
@@ -667,49 +670,53 @@ impl Recovery {
             walk = self.walk();
         }
         let mut plan = Plan {
-            entries: Vec::new(),
+            records: Vec::new(),
             observed: self.observed(),
             policy: decided.filter(|_| !everyone || !walk.gaps.is_empty()),
             missing,
             excluded: self.excluded.iter().copied().collect(),
             decoded: (0, 0),
             gaps: Vec::new(),
-            replies: BTreeMap::new(),
         };
         match (walk.gaps.first().cloned(), decided) {
             (None, _) => {}
             (Some(_), None) => return Next::Wait,
-            (Some(gap), Some(GapPolicy::Stop)) => walk.entries.retain(|entry| entry.header.lsn < gap.start),
+            (Some(gap), Some(GapPolicy::Stop)) => walk.records.retain(|record| record.lsn() < gap.start),
             (Some(gap), Some(GapPolicy::Skip)) => return self.skip(walk, gap.start, plan),
         }
-        plan.entries = walk.entries;
+        plan.records = walk.records;
         self.conclude(plan, state)
     }
 
     /// Tries the plan on the log's state: a header that was forged must not reach the log.
     fn conclude(&mut self, mut plan: Plan, state: &LogState) -> Next {
         let mut trial = state.outline();
-        for entry in &plan.entries {
-            if let Err(error) = trial.apply_header(&entry.header, None) {
-                let who = self.vouchers(entry.header.lsn);
+        // After a gap a reply may well be another one.
+        let whole = plan.gaps.first().map_or(Lsn(u64::MAX), |gap| gap.start);
+        for record in &mut plan.records {
+            let header = &record.entry.header;
+            if let Err(error) = trial.apply_header(header, None) {
+                let who = self.vouchers(header.lsn);
                 self.conflict = Some((Error::new(Code::Conflict, error.message()), who));
                 return Next::Wait;
             }
+            if header.body == Body::Command && header.lsn < whole {
+                record.reply = self.reply(header).unwrap_or_default();
+            }
         }
-        assert_eq!(trial.end().0, self.base.0 + plan.entries.len() as u64, "I5: the rebuild is dense");
-        let from_shares = plan.entries.iter().filter(|entry| self.shares.entries.contains_key(&entry.header.lsn));
-        plan.decoded = (from_shares.count() as u64, self.share_counts().0);
-        // After a gap a reply may well be another one.
-        let whole = plan.gaps.first().map_or(Lsn(u64::MAX), |gap| gap.start);
-        let commands = plan.entries.iter().map(|entry| &entry.header);
-        let commands = commands.filter(|header| header.body == Body::Command && header.lsn < whole);
-        plan.replies = commands.filter_map(|header| Some((header.lsn, self.reply(header)?))).collect();
+        assert_eq!(trial.end().0, self.base.0 + plan.records.len() as u64, "I5: the rebuild is dense");
+        if !self.shares.entries.is_empty() {
+            let from_shares = plan.records.iter().filter(|record| self.shares.entries.contains_key(&record.lsn()));
+            plan.decoded = (from_shares.count() as u64, self.share_counts().0);
+        }
         Next::Conclude(plan)
     }
 
     /// The checksum of the reply that the client of a command had to it.
     fn reply(&self, header: &Header) -> Option<Digest> {
-        self.reporters.get(&header.origin?.client)?.replies.get(&header.lsn).copied()
+        let Origin { client, request } = header.origin?;
+        let offer = self.reporters.get(&client)?.offered.get(&request)?;
+        offer.reply.filter(|_| offer.lsn == Some(header.lsn))
     }
 
     /// Whether somebody who stands still owes a payload.

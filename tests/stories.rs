@@ -807,7 +807,7 @@ fn what_the_exclusion_of_a_liar_leaves_is_pulled() {
     assert_eq!(recovery.status().accused, [A, LIAR]);
     recovery.exclude(LIAR);
     let Next::Conclude(plan) = answer_pulls(&mut recovery, &state) else { panic!("{:?}", recovery.status()) };
-    assert_eq!(plan.entries[0].payload, "true");
+    assert_eq!(plan.records[0].entry.payload, "true");
 }
 
 /// One client places another's command where it never was. Only the last place was remembered, so the payload was not
@@ -821,7 +821,7 @@ fn a_command_that_is_placed_twice_is_pulled_for_both() {
     recovery.report(Time(0), LIAR, report(vec![ReportItem::Header(command(9, b"false"))], 0)).unwrap();
     recovery.report(Time(0), A, report(vec![], 4)).unwrap();
     let Next::Conclude(plan) = answer_pulls(&mut recovery, &state) else { panic!("{:?}", recovery.status()) };
-    assert_eq!(plan.entries[0].payload, "true");
+    assert_eq!(plan.records[0].entry.payload, "true");
 }
 
 /// A client hands over other bytes, of the same length, than those whose checksum it announced. They do not get into the log.
@@ -847,7 +847,7 @@ fn what_is_in_doubt_is_rebuilt_where_others_saw_it() {
     recovery.report(Time(0), A, report(vec![in_doubt], 0)).unwrap();
     recovery.report(Time(0), LIAR, report(vec![ReportItem::Header(header)], 4)).unwrap();
     let Next::Conclude(plan) = answer_pulls(&mut recovery, &state) else { panic!("{:?}", recovery.status()) };
-    assert_eq!(plan.entries[0].payload, "true");
+    assert_eq!(plan.records[0].entry.payload, "true");
 }
 
 /// Places of runs of commands, from `first` on, with the first request and the length of each, as a primary tells of them that
@@ -890,7 +890,7 @@ fn what_is_in_doubt_is_rebuilt_where_others_know_its_place() {
     assert_eq!(recovery.evaluate(Time(0), &state), Next::Wait, "their payloads are to be pulled");
     let Next::Conclude(plan) = answer_pulls(&mut recovery, &state) else { panic!("{:?}", recovery.status()) };
     let origin = |client, request| Some(Origin { client, request: Request(request) });
-    for (entry, (lsn, request)) in plan.entries.iter().zip([(4, 1), (5, 2)]) {
+    for (Record { entry, .. }, (lsn, request)) in plan.records.iter().zip([(4, 1), (5, 2)]) {
         let Header { answered, .. } = entry.header;
         assert_eq!(
             (entry.header.lsn, entry.header.origin, &entry.payload[..]),
@@ -898,7 +898,7 @@ fn what_is_in_doubt_is_rebuilt_where_others_know_its_place() {
         );
         assert_eq!((entry.header.time, entry.header.epoch, answered), (time, epoch, Request(request - 1)));
     }
-    assert_eq!((plan.entries.len(), plan.entries[2].header.origin), (3, origin(LIAR, 1)));
+    assert_eq!((plan.records.len(), plan.records[2].entry.header.origin), (3, origin(LIAR, 1)));
 }
 
 /// What was told of together need not have reached the backup together: the numbers are then those that come after.
@@ -918,7 +918,7 @@ fn places_reach_below_the_base() {
     recovery.report(Time(0), A, report(vec![in_doubt(3), in_doubt(4)], 0)).unwrap();
     recovery.evaluate(Time(0), &state);
     let Next::Conclude(plan) = answer_pulls(&mut recovery, &state) else { panic!("{:?}", recovery.status()) };
-    let requests = plan.entries.iter().filter_map(|entry| entry.header.origin.map(|origin| origin.request.0));
+    let requests = plan.records.iter().filter_map(|record| record.entry.header.origin.map(|origin| origin.request.0));
     assert_eq!(requests.collect::<Vec<_>>(), [3, 4, 1]);
 }
 
@@ -936,7 +936,7 @@ fn places_that_cannot_be_are_a_contradiction() {
         assert!(status.accused.contains(&LIAR));
         recovery.exclude(LIAR);
         let Next::Conclude(plan) = recovery.evaluate(Time(2), &state) else { panic!("{:?}", recovery.status()) };
-        assert_eq!(plan.entries, [], "nobody who is left observed anything");
+        assert_eq!(plan.records, [], "nobody who is left observed anything");
     };
     let places = told(4, &[(A, 1, 2), (LIAR, 1, 1)]);
     let mut who = places.who.to_vec();
@@ -1034,9 +1034,9 @@ fn what_the_state_machine_gives_up_is_named() {
     let mut other = recovery.clone();
     let Next::Conclude(plan) = recovery.judged(&[true], &state) else { panic!() };
     assert_eq!(plan.gaps, [Lsn(4)..Lsn(6)]);
-    assert_eq!(plan.entries.iter().filter(|entry| entry.header.body == Body::Noop).count(), 2);
+    assert_eq!(plan.records.iter().filter(|record| record.entry.header.body == Body::Noop).count(), 2);
     let Next::Conclude(plan) = other.judged(&[false], &state) else { panic!() };
-    assert_eq!((plan.gaps.len(), plan.entries.len()), (0, 0), "nothing is left, and the log ends before");
+    assert_eq!((plan.gaps.len(), plan.records.len()), (0, 0), "nothing is left, and the log ends before");
 }
 
 /// Domains may be missing, not clients: where all who do not come fail together, they are one of the *f*.
@@ -1109,7 +1109,7 @@ fn the_hard_cap_does_not_wait_for_a_payload() {
     assert_eq!(recovery.evaluate(Time(2_000), &state), Next::Wait, "it may still be on its way");
     assert_eq!(recovery.next_timeout(), Some(Time(5_000)));
     let Next::Conclude(plan) = recovery.evaluate(Time(5_000), &state) else { panic!("{:?}", recovery.status()) };
-    assert!(plan.entries.is_empty());
+    assert!(plan.records.is_empty());
     assert_eq!((plan.policy, plan.observed), (Some(GapPolicy::Stop), Lsn(4)), "and it is named");
 }
 
@@ -1402,7 +1402,7 @@ fn a_payload_of_another_length_is_not_the_one() {
             recovery.payloads(Time(now), client, Payloads { epoch: Epoch::ZERO, items, shares }).unwrap();
         }
         if let Next::Conclude(plan) = recovery.evaluate(Time(now), &state) {
-            assert_eq!(plan.entries[0].payload, "the true one");
+            assert_eq!(plan.records[0].entry.payload, "the true one");
             return;
         }
     }
@@ -1500,7 +1500,7 @@ fn what_is_rebuilt_does_not_depend_on_which_share_comes_first() {
     recovery.report(Time(0), C, report(items, 0)).unwrap();
     for now in 1..10 {
         if let Next::Conclude(plan) = recovery.evaluate(Time(now), &state) {
-            assert_eq!(plan.entries.len(), 2);
+            assert_eq!(plan.records.len(), 2);
             return;
         }
         for (_, _, ids) in recovery.pulls() {
@@ -1526,7 +1526,7 @@ fn what_only_a_share_knows_accuses_nobody() {
     let payloads = Payloads { epoch: Epoch::ZERO, items: Vec::new(), shares: vec![share] };
     recovery.payloads(Time(1), C, payloads).unwrap();
     let Next::Conclude(plan) = recovery.evaluate(Time(2), &state) else { panic!("{:?}", recovery.status()) };
-    assert_eq!((plan.entries[0].payload.clone(), plan.policy), (Bytes::from_static(b"true"), None));
+    assert_eq!((plan.records[0].entry.payload.clone(), plan.policy), (Bytes::from_static(b"true"), None));
 }
 
 /// A client's entry may be stable and held all the same, as others are decoded with its help. Its tag had lost its time

@@ -211,10 +211,9 @@ impl Primary {
     /// Executes the outcome of a recovery, and the `EpochStart` that ends it.
     pub(super) fn execute_plan(&mut self, now: Time, plan: Plan, start: Header, out: &mut Vec<Output>) {
         let start = Entry { header: start, payload: Bytes::new() };
-        let Plan { entries, replies, .. } = plan;
-        let reply = |entry: &Entry| replies.get(&entry.header.lsn).copied().unwrap_or_default();
-        let records = entries.into_iter().chain([start]).map(|entry| Record { reply: reply(&entry), entry });
-        let records = records.collect();
+        let mut records = plan.records;
+        records.push(Record { entry: start, reply: Digest::default() });
+        let records = records.into();
         self.execute(now, Batch { records, ..Batch::new(Purpose::Conclusion) }, out);
     }
 

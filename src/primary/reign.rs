@@ -349,7 +349,7 @@ impl Primary {
 
     /// Appends the rebuilt entries and the `EpochStart` that carries the report.
     fn conclude(&mut self, now: Time, plan: Plan, out: &mut Vec<Output>) {
-        let lsn = Lsn(self.base.0 + plan.entries.len() as u64).next();
+        let lsn = Lsn(self.base.0 + plan.records.len() as u64).next();
         let start = EpochStart {
             previous: self.state.epoch(),
             base: self.base,

@@ -6,12 +6,12 @@ use bytes::Bytes;
 
 use super::{Recovery, Reporter, is_of};
 use crate::error::{Code, Error};
-use crate::log::{Body, ClientId, Digest, Entry, Header, Lsn, Origin};
+use crate::log::{Body, ClientId, Digest, Entry, Header, Lsn, Origin, Record};
 use crate::rule::{self, Rule};
 
 /// What the known headers and payloads amount to.
 pub(super) struct Walk {
-    pub(super) entries: Vec<Entry>,
+    pub(super) records: Vec<Record>,
     pub(super) gaps: Vec<Range<Lsn>>,
     pub(super) last: Lsn,
 }
@@ -31,18 +31,18 @@ impl Recovery {
 
     /// The highest LSN that anybody told anything of, at least the base.
     pub(super) fn last_known(&self) -> Lsn {
-        self.known.last_key_value().map_or(self.base, |(lsn, _)| *lsn).max(self.last_placed())
+        self.known.last().unwrap_or(self.base).max(self.last_placed())
     }
 
     /// Who told of this entry.
     pub(super) fn vouchers(&self, lsn: Lsn) -> Vec<ClientId> {
-        let direct = self.known.get(&lsn).into_iter().flatten().flat_map(|variant| variant.vouchers.iter().copied());
+        let direct = self.known.get(lsn).into_iter().flatten().flat_map(|variant| variant.vouchers.iter().copied());
         let direct: Vec<ClientId> = direct.collect();
         if direct.is_empty() { self.placers(lsn).collect() } else { direct }
     }
 
     pub(super) fn header(&self, lsn: Lsn) -> Option<&Header> {
-        match self.known.get(&lsn).map(Vec::as_slice) {
+        match self.known.get(lsn).map(Vec::as_slice) {
             Some([variant]) => Some(&variant.what),
             Some(_) => None,
             None => {
@@ -54,7 +54,7 @@ impl Recovery {
 
     /// Two reports that cannot both be true, or one that cannot.
     pub(super) fn contradiction(&self, strict: bool) -> Option<(Error, Vec<ClientId>)> {
-        if let Some((lsn, variants)) = self.disputed.first().and_then(|lsn| Some((lsn, self.known.get(lsn)?))) {
+        if let Some((lsn, variants)) = self.disputed.first().and_then(|lsn| Some((lsn, self.known.get(*lsn)?))) {
             let who = variants.iter().flat_map(|variant| variant.vouchers.iter().copied());
             return Some(self.disagree(*lsn, who));
         }
@@ -118,9 +118,9 @@ impl Recovery {
     /// The LSNs after `after` of which a header is known, in order, and the header where there is only one.
     pub(super) fn headers(&self, after: Lsn) -> impl Iterator<Item = (Lsn, Option<&Header>)> + '_ {
         let from = after.next()..;
-        let mut known = self.known.range(from.clone()).map(|(lsn, variants)| {
+        let mut known = self.known.from(from.start).map(|(lsn, variants)| {
             let only = if let [variant] = variants.as_slice() { Some(&variant.what) } else { None };
-            (*lsn, only)
+            (lsn, only)
         });
         let mut placed = self.placed_at.headers.range(from.clone()).map(|(lsn, header)| (*lsn, Some(header)));
         let mut decoded = self.shares.entries.range(from).map(|(lsn, entry)| (*lsn, Some(&entry.header)));
@@ -145,7 +145,8 @@ impl Recovery {
 
     pub(super) fn walk(&self) -> Walk {
         let observed = self.observed();
-        let mut walk = Walk { entries: Vec::with_capacity(self.known.len()), gaps: Vec::new(), last: self.base };
+        // With room for the `EpochStart` that will follow.
+        let mut walk = Walk { records: Vec::with_capacity(self.known.len() + 1), gaps: Vec::new(), last: self.base };
         // Gaps are ranges between what is known: an absurd `observed` costs nothing.
         for (lsn, header) in self.headers(self.base) {
             let next = walk.last.next();
@@ -162,7 +163,7 @@ impl Recovery {
             if lsn > next {
                 walk.gaps.push(next..lsn);
             }
-            walk.entries.push(entry);
+            walk.records.push(Record { entry, reply: Digest::default() });
             walk.last = lsn;
         }
         if walk.last < observed {

@@ -2,25 +2,25 @@
 //!
 //! None of this decides anything: a conclusion walks over everything that stands.
 
-use std::collections::BTreeMap;
-use std::ops::Range;
+use std::ops::{Deref, Range};
 
 use crate::log::{ClientId, Lsn};
+use crate::ordered::{Ordered, Spaced};
 
 /// What is outstanding, with the lengths, and their sum.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Owed<K> {
-    lengths: BTreeMap<K, u32>,
+    lengths: Ordered<K, u32>,
     bytes: u64,
 }
 
 impl<K> Default for Owed<K> {
     fn default() -> Self {
-        Self { lengths: BTreeMap::new(), bytes: 0 }
+        Self { lengths: Ordered::default(), bytes: 0 }
     }
 }
 
-impl<K: Ord> Owed<K> {
+impl<K: Spaced> Owed<K> {
     pub(super) fn insert(&mut self, key: K, length: u32) {
         self.bytes += u64::from(length);
         if let Some(before) = self.lengths.insert(key, length) {
@@ -53,81 +53,108 @@ impl<K: Ord> Owed<K> {
     }
 }
 
-/// What was reported, and who vouches for it, in order.
+/// Who vouches for something, in order: most often one.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Vouchers {
+    One(ClientId),
+    /// None, or more than one.
+    Many(Vec<ClientId>),
+}
+
+impl Deref for Vouchers {
+    type Target = [ClientId];
+
+    fn deref(&self) -> &[ClientId] {
+        match self {
+            Self::One(client) => std::slice::from_ref(client),
+            Self::Many(clients) => clients,
+        }
+    }
+}
+
+/// What was reported, and who vouches for it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Backing<T> {
     pub(super) what: T,
-    pub(super) vouchers: Vec<ClientId>,
+    pub(super) vouchers: Vouchers,
 }
 
 impl<T> Backing<T> {
+    pub(super) fn new(what: T, client: ClientId) -> Self {
+        Self { what, vouchers: Vouchers::One(client) }
+    }
+
     /// Whether that is news.
     pub(super) fn vouch(&mut self, client: ClientId) -> bool {
-        let at = self.vouchers.binary_search(&client);
-        if let Err(at) = at {
-            self.vouchers.insert(at, client);
-        }
-        at.is_err()
+        let Err(at) = self.vouchers.binary_search(&client) else { return false };
+        let mut clients = self.vouchers.to_vec();
+        clients.insert(at, client);
+        self.set(clients);
+        true
     }
 
     pub(super) fn disavow(&mut self, client: ClientId) {
-        if let Ok(at) = self.vouchers.binary_search(&client) {
-            self.vouchers.remove(at);
+        if self.vouchers.binary_search(&client).is_ok() {
+            self.set(self.vouchers.iter().copied().filter(|voucher| *voucher != client).collect());
         }
     }
-}
 
-/// A set of LSNs, as the ranges it consists of.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Default)]
-pub(super) struct Ranges {
-    /// First LSNs with the ends of their ranges; no two touch.
-    ends: BTreeMap<Lsn, Lsn>,
-}
-
-impl Ranges {
-    fn around(&self, lsn: Lsn) -> Option<Range<Lsn>> {
-        let (start, end) = self.ends.range(..=lsn).next_back()?;
-        (lsn < *end).then_some(*start..*end)
+    fn set(&mut self, clients: Vec<ClientId>) {
+        self.vouchers = if let [client] = clients[..] { Vouchers::One(client) } else { Vouchers::Many(clients) };
     }
+}
 
+/// A set of LSNs.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Default)]
+pub(super) struct Lsns {
+    /// A bit for each of 64. None is zero.
+    words: Ordered<u64, u64>,
+}
+
+impl Lsns {
     pub(super) fn set(&mut self, lsn: Lsn, is_in: bool) {
         if lsn.next() == lsn {
             // A forged one, past every end.
             return;
         }
-        let around = self.around(lsn);
-        match (around, is_in) {
-            (None, true) => {
-                let before = self.ends.range(..lsn).next_back().filter(|(_, end)| **end == lsn);
-                let start = before.map_or(lsn, |(start, _)| *start);
-                let end = self.ends.remove(&lsn.next()).unwrap_or(lsn.next());
-                self.ends.insert(start, end);
-            }
-            (Some(around), false) => {
-                self.ends.remove(&around.start);
-                if around.start < lsn {
-                    self.ends.insert(around.start, lsn);
-                }
-                if lsn.next() < around.end {
-                    self.ends.insert(lsn.next(), around.end);
+        let (number, bit) = (lsn.0 / 64, 1 << (lsn.0 % 64));
+        match self.words.get_mut(&number) {
+            Some(word) if is_in => *word |= bit,
+            Some(word) => {
+                *word &= !bit;
+                if *word == 0 {
+                    self.words.remove(&number);
                 }
             }
-            (None, false) | (Some(_), true) => {}
+            None if is_in => {
+                self.words.insert(number, bit);
+            }
+            None => {}
         }
     }
 
     /// What is not in the set, from `after` on up to `upto`.
     pub(super) fn gaps(&self, after: Lsn, upto: Lsn) -> Vec<Range<Lsn>> {
         let mut gaps = Vec::new();
-        let mut next = after.next();
-        for (start, end) in self.ends.range(..=upto) {
-            if *start > next {
-                gaps.push(next..*start);
+        let mut next = after.next().0;
+        for (number, word) in self.words.range(next / 64..=upto.0 / 64) {
+            let first = number * 64;
+            let mut at = next.saturating_sub(first);
+            while at < 64 {
+                at += u64::from((word >> at).trailing_zeros());
+                if at >= 64 || first + at > upto.0 {
+                    break;
+                }
+                let start = first + at;
+                if start > next {
+                    gaps.push(Lsn(next)..Lsn(start));
+                }
+                at += u64::from((word >> at).trailing_ones());
+                next = first + at;
             }
-            next = next.max(*end);
         }
-        if next <= upto {
-            gaps.push(next..upto.next());
+        if next <= upto.0 {
+            gaps.push(Lsn(next)..upto.next());
         }
         gaps
     }
@@ -140,20 +167,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ranges_are_what_a_set_is() {
-        let (mut ranges, mut set) = (Ranges::default(), BTreeSet::new());
+    fn lsns_are_a_set() {
+        let (mut lsns, mut set) = (Lsns::default(), BTreeSet::new());
         let mut dice = 1u64;
         for _ in 0..2000 {
             dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            let (lsn, is_in) = (Lsn(3 + (dice >> 33) % 40), !(dice >> 60).is_multiple_of(3));
-            ranges.set(lsn, is_in);
+            let (lsn, is_in) = (Lsn(3 + (dice >> 33) % 170), !(dice >> 60).is_multiple_of(3));
+            let upto = 100 + (dice >> 17) % 80;
+            lsns.set(lsn, is_in);
             if is_in {
                 set.insert(lsn)
             } else {
                 set.remove(&lsn)
             };
-            let missing: Vec<Lsn> = (3..=30).map(Lsn).filter(|lsn| !set.contains(lsn)).collect();
-            let gaps = ranges.gaps(Lsn(2), Lsn(30));
+            let missing: Vec<Lsn> = (3..=upto).map(Lsn).filter(|lsn| !set.contains(lsn)).collect();
+            let gaps = lsns.gaps(Lsn(2), Lsn(upto));
             let listed: Vec<Lsn> = gaps.iter().flat_map(|gap| (gap.start.0..gap.end.0).map(Lsn)).collect();
             assert_eq!(listed, missing);
             assert!(gaps.windows(2).all(|pair| pair[0].end < pair[1].start), "{gaps:?}");
@@ -161,9 +189,20 @@ mod tests {
     }
 
     #[test]
+    fn lsns_end_where_numbers_do() {
+        let mut lsns = Lsns::default();
+        for lsn in [1, u64::MAX - 1, u64::MAX].map(Lsn) {
+            lsns.set(lsn, true);
+        }
+        let (last, first) = (Lsn(u64::MAX), Lsn(2));
+        assert_eq!(lsns.gaps(Lsn(0), last), [first..last.prev(), last..last]);
+        assert_eq!(lsns.gaps(last.prev(), first), []);
+    }
+
+    #[test]
     fn what_is_owed_adds_up() {
         let mut owed = Owed::default();
-        owed.insert(1, 10);
+        owed.insert(1_u64, 10);
         owed.insert(2, 5);
         owed.insert(1, 7);
         assert_eq!(owed.bytes(), 12);

@@ -84,7 +84,7 @@ impl Recovery {
             let why = format!("the report tells of the places from {} on twice, and otherwise", places.first);
             return Err(Error::new(Code::Protocol, why));
         }
-        variants.push(Backing { what: places, vouchers: vec![client] });
+        variants.push(Backing::new(places, client));
         Ok(true)
     }
 
@@ -114,7 +114,7 @@ impl Recovery {
 
     pub(super) fn forget_placed(&mut self) {
         for (lsn, header) in std::mem::take(&mut self.placed_at.headers) {
-            if let Some(Origin { client, request }) = header.origin.filter(|_| !self.known.contains_key(&lsn)) {
+            if let Some(Origin { client, request }) = header.origin.filter(|_| !self.known.get(lsn).is_some()) {
                 self.placed.remove(&(client, request, lsn));
             }
             self.note_supply(lsn);
@@ -163,7 +163,7 @@ impl Recovery {
         for variant in told.values().flatten() {
             let places = &variant.what;
             if let Some(before) = before.filter(|before| places.first <= before.what.last()) {
-                return Err(self.disagree(places.first, before.vouchers.iter().chain(&variant.vouchers).copied()));
+                return Err(self.disagree(places.first, before.vouchers.iter().chain(variant.vouchers.iter()).copied()));
             }
             before = Some(variant);
             while let Some(header) = known.next_if(|header| header.lsn < places.first) {

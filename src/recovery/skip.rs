@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::{GAP_ENTRIES_MAX, Next, Plan, Recovery, Walk, ranges};
 use crate::error::{Code, Error};
-use crate::log::{Body, Digest, Entry, Header, Lsn, Request, Time};
+use crate::log::{Body, Digest, Entry, Header, Lsn, Record, Request, Time};
 use crate::session::LogState;
 use crate::store::Missing;
 
@@ -12,7 +12,7 @@ use crate::store::Missing;
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Skipping {
     /// What may be kept past the first gap.
-    candidates: Vec<Entry>,
+    candidates: Vec<Record>,
     /// What is not, in order.
     missing: Vec<Missing>,
     last: Lsn,
@@ -21,7 +21,8 @@ pub(super) struct Skipping {
 
 impl Skipping {
     fn ask(&self) -> Next {
-        let commands = self.candidates.iter().filter(|entry| entry.header.body == Body::Command);
+        let candidates = self.candidates.iter().map(|record| &record.entry);
+        let commands = candidates.filter(|entry| entry.header.body == Body::Command);
         Next::Judge { entries: commands.cloned().collect(), missing: self.missing.clone() }
     }
 
@@ -29,7 +30,7 @@ impl Skipping {
     fn retain(&mut self, mut is_kept: impl FnMut(&Entry) -> bool) -> bool {
         let before = self.missing.len();
         let missing = &mut self.missing;
-        self.candidates.retain(|entry| {
+        self.candidates.retain(|Record { entry, .. }| {
             let kept = is_kept(entry);
             if !kept {
                 missing.push(Missing { lsn: entry.header.lsn, header: Some(entry.header.clone()) });
@@ -52,9 +53,9 @@ impl Recovery {
             self.conflict = Some((Error::new(Code::Conflict, why), who));
             return Next::Wait;
         }
-        let at = walk.entries.partition_point(|entry| entry.header.lsn < first_gap);
-        let candidates = walk.entries.split_off(at);
-        plan.entries = walk.entries;
+        let at = walk.records.partition_point(|record| record.lsn() < first_gap);
+        let candidates = walk.records.split_off(at);
+        plan.records = walk.records;
         let missing = walk
             .gaps
             .iter()
@@ -80,16 +81,16 @@ impl Recovery {
         let mut keep = keep.iter().copied();
         let mut dropped = skipping.retain(|entry| entry.header.body != Body::Command || keep.next().unwrap_or(false));
         let mut trial = state.outline();
-        for entry in &skipping.plan.entries {
-            if trial.apply_header(&entry.header, None).is_err() {
+        for record in &skipping.plan.records {
+            if trial.apply_header(&record.entry.header, None).is_err() {
                 return self.conclude(skipping.plan, state);
             }
         }
         // What no longer makes sense without what is missing (its session's `Open`, say) is lost with it.
-        let mut next = Lsn(self.base.0 + skipping.plan.entries.len() as u64 + 1);
+        let mut next = Lsn(self.base.0 + skipping.plan.records.len() as u64 + 1);
         dropped |= skipping.retain(|entry| {
             while next < entry.header.lsn {
-                trial.apply_header(&self.noop(next).header, None).expect("a no-op of the reign always fits");
+                trial.apply_header(&self.noop(next).entry.header, None).expect("a no-op of the reign always fits");
                 next = next.next();
             }
             let fits = trial.apply_header(&entry.header, None).is_ok();
@@ -98,25 +99,25 @@ impl Recovery {
             }
             fits
         });
-        if dropped && skipping.candidates.iter().any(|entry| entry.header.body == Body::Command) {
+        if dropped && skipping.candidates.iter().any(|record| record.entry.header.body == Body::Command) {
             let next = skipping.ask();
             self.judging = Some(skipping);
             return next;
         }
         let Skipping { candidates, missing, last, mut plan } = skipping;
         // A gap at the end is simply where the log ends.
-        let end = candidates.last().map_or(Lsn(self.base.0 + plan.entries.len() as u64), |entry| entry.header.lsn);
+        let end = candidates.last().map_or(Lsn(self.base.0 + plan.records.len() as u64), |record| record.lsn());
         let mut candidates = candidates.into_iter().peekable();
-        for n in plan.entries.len() as u64 + self.base.0 + 1..=end.min(last).0 {
+        for n in plan.records.len() as u64 + self.base.0 + 1..=end.min(last).0 {
             let lsn = Lsn(n);
-            let kept = candidates.next_if(|entry| entry.header.lsn == lsn);
-            plan.entries.push(kept.unwrap_or_else(|| self.noop(lsn)));
+            let kept = candidates.next_if(|record| record.lsn() == lsn);
+            plan.records.push(kept.unwrap_or_else(|| self.noop(lsn)));
         }
         plan.gaps = ranges(missing.into_iter().map(|missing| missing.lsn).filter(|lsn| *lsn <= end));
         self.conclude(plan, state)
     }
 
-    fn noop(&self, lsn: Lsn) -> Entry {
+    fn noop(&self, lsn: Lsn) -> Record {
         let header = Header {
             epoch: self.of,
             lsn,
@@ -127,6 +128,6 @@ impl Recovery {
             length: 0,
             digest: Digest::default(),
         };
-        Entry { header, payload: Bytes::new() }
+        Record { entry: Entry { header, payload: Bytes::new() }, reply: Digest::default() }
     }
 }

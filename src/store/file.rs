@@ -27,6 +27,7 @@
 //!
 //! Not here: threads and group commit. A node has a thread that appends what is at hand and syncs once.
 
+mod beside;
 mod cache;
 mod cut;
 mod disk;

@@ -5,7 +5,6 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
-use std::thread::{self, JoinHandle};
 
 /// A file open for reading and writing, that knows its name.
 #[derive(Debug)]
@@ -109,35 +108,6 @@ impl DiskFile {
         rename(&self.path, to)?;
         to.clone_into(&mut self.path);
         Ok(())
-    }
-}
-
-/// Brings into the system's memory what will be read soon, on a thread of its own: getting it from a disk takes about as
-/// long as making sense of it.
-#[derive(Debug, Default)]
-pub(super) struct Warming {
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Warming {
-    /// What is shorter is not worth a thread.
-    const LENGTH_MIN: u64 = 4 << 20;
-    /// Bytes read at once.
-    const PART_BYTES: usize = 1 << 20;
-
-    /// Begins with the file at `path`, unless it is not through with the one before. What goes wrong here will go wrong
-    /// again, and be told of, where the file is read.
-    pub(super) fn warm(&mut self, path: &Path, length: u64) {
-        if length < Self::LENGTH_MIN || self.thread.as_ref().is_some_and(|thread| !thread.is_finished()) {
-            return;
-        }
-        let path = path.to_owned();
-        let read = move || {
-            let Ok(mut file) = File::open(path) else { return };
-            let mut part = vec![0; Self::PART_BYTES];
-            while file.read(&mut part).is_ok_and(|length| length > 0) {}
-        };
-        self.thread = thread::Builder::new().name("tagalong-ahead".to_owned()).spawn(read).ok();
     }
 }
 

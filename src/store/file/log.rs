@@ -10,8 +10,9 @@ use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use super::beside::{Flushing, Warming};
 use super::cut::{PENDING, finish_cut, segment, segments};
-use super::disk::{self, DiskFile, Warming};
+use super::disk::{self, DiskFile};
 use super::frame::{FRAME, Found, HEAD, Head, Kind, Window, damage};
 use super::tape::Tape;
 use super::{Lock, Opened, Poison, identity, lock, names, remove_unfinished};
@@ -70,6 +71,7 @@ pub struct FileLog {
     /// The first LSN of the segment in `window`.
     viewing: u64,
     warming: Warming,
+    flushing: Flushing,
     opened: Opened,
     poison: Poison,
     _lock: Lock,
@@ -111,6 +113,7 @@ impl FileLog {
             reading: None,
             viewing: 0,
             warming: Warming::default(),
+            flushing: Flushing::default(),
             opened,
             poison: Poison::default(),
             _lock: lock,
@@ -238,9 +241,12 @@ impl FileLog {
         for record in records {
             self.put(record)?;
             let tape = self.tapes.back_mut().expect("a record was just put there");
-            if tape.end() - tape.written() >= PIECE_BYTES {
+            let bytes = tape.end() - tape.written();
+            if bytes >= PIECE_BYTES {
                 tape.reserve(0, 0)?;
                 tape.write()?;
+                let flushed = self.flushing.written(tape.path(), bytes);
+                self.poison.note(flushed)?;
             }
         }
         let bytes = self.complete.values().sum::<u64>() + self.tapes.iter().map(Tape::end).sum::<u64>();
@@ -471,6 +477,8 @@ impl LogStore for FileLog {
 
     fn sync(&mut self) -> io::Result<Lsn> {
         self.poison.check()?;
+        let flushed = self.flushing.wait();
+        self.poison.note(flushed)?;
         self.write_out()?;
         if let Some(tape) = self.tapes.front_mut() {
             let synced = tape.sync();
