@@ -824,6 +824,28 @@ fn a_command_that_is_placed_twice_is_pulled_for_both() {
     assert_eq!(plan.records[0].entry.payload, "true");
 }
 
+/// Whoever names a command of its own twice, or an earlier one after a later one, says two things of one place. It may be in
+/// another part of the report.
+#[test]
+fn a_report_names_its_own_commands_in_order() {
+    for second in [1, 2] {
+        let (_, mut recovery) = roll_call(RecoveryPolicy::Wait);
+        recovery.report(Time(0), A, Report { end: false, ..report(vec![in_doubt(2)], 0) }).unwrap();
+        let refused = recovery.report(Time(0), A, report(vec![in_doubt(second)], 0));
+        assert_eq!(refused.map_err(|error| error.code()), Err(Code::Protocol));
+    }
+}
+
+/// A client's payloads are asked for while the rest of its report is still to come.
+#[test]
+fn what_is_reported_is_pulled_at_once() {
+    let (state, mut recovery) = roll_call(RecoveryPolicy::Wait);
+    let held = ReportItem::Held { header: command(4, b"true"), reply: None };
+    recovery.report(Time(0), A, Report { end: false, ..report(vec![held], 4) }).unwrap();
+    assert_eq!(answer_pulls(&mut recovery, &state), Next::Wait);
+    assert_eq!(recovery.status().pulled_bytes, 4);
+}
+
 /// A client hands over other bytes, of the same length, than those whose checksum it announced. They do not get into the log.
 #[test]
 fn a_payload_without_its_checksum_accuses_its_client() {

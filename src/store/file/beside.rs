@@ -1,12 +1,12 @@
 //! What is done on threads beside those that read and append, so that disk and processor are busy at the same time. Nothing
 //! depends on it but how long things take.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 use std::thread::{self, JoinHandle};
 
-use super::disk::about;
+use super::disk::syncing;
 
 /// One thread at a time.
 #[derive(Debug, Default)]
@@ -83,10 +83,9 @@ impl Flushing {
         }
         self.beside.join()?;
         self.written = 0;
-        // By a handle of its own: an error that this sync is told of is then told to the log's, too.
-        let Ok(file) = OpenOptions::new().read(true).write(true).open(path) else { return Ok(()) };
-        let path = path.to_owned();
-        self.beside.start("tagalong-flushing", move || file.sync_data().map_err(|error| about(&path, "sync", &error)));
+        if let Some(sync) = syncing(path) {
+            self.beside.start("tagalong-flushing", sync);
+        }
         Ok(())
     }
 

@@ -111,6 +111,22 @@ impl DiskFile {
     }
 }
 
+/// Makes the content of a file durable that is open elsewhere, from whatever thread calls it, and by a handle of its own: an error
+/// that this sync is told of is told to that of the other handle, too. Nothing where it cannot be opened.
+pub(super) fn syncing(path: &Path) -> Option<impl FnOnce() -> io::Result<()> + Send + use<>> {
+    let file = OpenOptions::new().read(true).write(true).open(path).ok()?;
+    let path = path.to_owned();
+    #[cfg(test)]
+    let fails = probe::with(|probe| probe.sync_fails);
+    Some(move || {
+        #[cfg(test)]
+        if fails {
+            return Err(io::Error::other("the sync failed, as the test wants it"));
+        }
+        file.sync_data().map_err(|error| about(&path, "sync", &error))
+    })
+}
+
 /// As [`DiskFile::rename`], of a file that is not open.
 pub(super) fn rename(from: &Path, to: &Path) -> io::Result<()> {
     #[cfg(test)]

@@ -402,6 +402,20 @@ fn a_failed_sync_is_final() {
     assert_eq!(all(&mut log)[0], record(1, 1, 10));
 }
 
+/// What is begun beside the appends is a sync like any other.
+#[test]
+fn a_failed_flush_is_final() {
+    let dir = scratch();
+    let mut log = FileLog::open(dir.path(), FileLogOptions::default()).expect("a log");
+    probe::with(|probe| probe.sync_fails = true);
+    log.append(&[record(1, 1, 2000)]).expect("an append");
+    probe::with(|probe| probe.sync_fails = false);
+    let error = Error::from(log.sync().expect_err("a flush has failed"));
+    assert!(error.message().contains("as the test wants it"), "{error}");
+    let error = Error::from(log.append(&[record(1, 2, 10)]).expect_err("the log is poisoned"));
+    assert!(error.message().contains("failed before"), "{error}");
+}
+
 #[test]
 fn failed_marks_leave_the_old_ones() {
     let dir = scratch();
