@@ -719,9 +719,9 @@ impl Recovery {
         offer.reply.filter(|_| offer.lsn == Some(header.lsn))
     }
 
-    /// Whether somebody who stands still owes a payload.
+    /// Whether somebody who stands still owes a payload. Who has not said that it is all is awaited for that, and no longer.
     fn is_pulling(&self) -> bool {
-        self.reporters.values().any(|reporter| {
+        self.reporters.values().filter(|reporter| reporter.complete).any(|reporter| {
             !reporter.wanted.is_empty() || !reporter.asked.is_empty() || !reporter.shares_asked.is_empty()
         })
     }

@@ -824,6 +824,21 @@ fn a_command_that_is_placed_twice_is_pulled_for_both() {
     assert_eq!(plan.records[0].entry.payload, "true");
 }
 
+/// Who stops in the middle of a report is awaited for the rest of it, and not for payloads that were asked for already: the soft
+/// window holds, as for everybody who is not heard.
+#[test]
+fn half_a_report_holds_up_no_longer_than_the_soft_window() {
+    let policy = RecoveryPolicy::Conclude { gaps: GapPolicy::Stop, soft_us: 1_000, hard_us: 5_000 };
+    let (state, mut recovery) = roll_call(policy);
+    let held = ReportItem::Held { header: command(4, b"true"), reply: None };
+    recovery.report(Time(0), A, Report { end: false, ..report(vec![held], 4) }).unwrap();
+    recovery.report(Time(0), LIAR, report(vec![], 0)).unwrap();
+    assert_eq!(recovery.pulls().len(), 1);
+    assert_eq!(recovery.evaluate(Time(999), &state), Next::Wait);
+    let Next::Conclude(plan) = recovery.evaluate(Time(1_000), &state) else { panic!("{:?}", recovery.status()) };
+    assert_eq!((plan.records.len(), plan.missing), (0, vec![A]));
+}
+
 /// Whoever names a command of its own twice, or an earlier one after a later one, says two things of one place. It may be in
 /// another part of the report.
 #[test]

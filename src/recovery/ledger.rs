@@ -2,6 +2,7 @@
 //!
 //! None of this decides anything: a conclusion walks over everything that stands.
 
+use std::hash::{Hash, Hasher};
 use std::ops::{Deref, Range};
 
 use crate::log::{ClientId, Lsn};
@@ -54,11 +55,25 @@ impl<K: Spaced> Owed<K> {
 }
 
 /// Who vouches for something, in order: most often one.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug)]
 pub(super) enum Vouchers {
     One(ClientId),
-    /// None, or more than one.
     Many(Vec<ClientId>),
+}
+
+/// However they came to be.
+impl PartialEq for Vouchers {
+    fn eq(&self, other: &Self) -> bool {
+        **self == **other
+    }
+}
+
+impl Eq for Vouchers {}
+
+impl Hash for Vouchers {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (**self).hash(state);
+    }
 }
 
 impl Deref for Vouchers {
@@ -87,20 +102,24 @@ impl<T> Backing<T> {
     /// Whether that is news.
     pub(super) fn vouch(&mut self, client: ClientId) -> bool {
         let Err(at) = self.vouchers.binary_search(&client) else { return false };
-        let mut clients = self.vouchers.to_vec();
-        clients.insert(at, client);
-        self.set(clients);
+        match &mut self.vouchers {
+            Vouchers::One(other) => {
+                let mut clients = vec![*other];
+                clients.insert(at, client);
+                self.vouchers = Vouchers::Many(clients);
+            }
+            Vouchers::Many(clients) => clients.insert(at, client),
+        }
         true
     }
 
     pub(super) fn disavow(&mut self, client: ClientId) {
-        if self.vouchers.binary_search(&client).is_ok() {
-            self.set(self.vouchers.iter().copied().filter(|voucher| *voucher != client).collect());
+        if let Ok(at) = self.vouchers.binary_search(&client) {
+            match &mut self.vouchers {
+                Vouchers::One(_) => self.vouchers = Vouchers::Many(Vec::new()),
+                Vouchers::Many(clients) => drop(clients.remove(at)),
+            }
         }
-    }
-
-    fn set(&mut self, clients: Vec<ClientId>) {
-        self.vouchers = if let [client] = clients[..] { Vouchers::One(client) } else { Vouchers::Many(clients) };
     }
 }
 

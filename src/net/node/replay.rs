@@ -89,13 +89,14 @@ fn read(
 
 /// Applies a part of the log to both halves of the state.
 fn apply(state: &mut dyn StateMachine, log_state: &mut LogState, records: &[Record]) -> Result<()> {
-    let commands = records.iter().filter(|record| matches!(record.entry.header.body, Body::Command));
-    let commands: Vec<&Entry> = commands.map(|record| &record.entry).collect();
+    let is_command = |record: &Record| matches!(record.entry.header.body, Body::Command);
+    let commands: Vec<&Entry> =
+        records.iter().filter(|record| is_command(record)).map(|record| &record.entry).collect();
     let mut replies = Vec::with_capacity(commands.len());
     state.apply(&commands, &mut replies)?;
     let mut replies = replies.into_iter();
     for record in records {
-        let reply = (matches!(record.entry.header.body, Body::Command)).then(|| replies.next().unwrap_or_default());
+        let reply = is_command(record).then(|| replies.next().unwrap_or_default());
         log_state.apply(record, reply)?;
     }
     Ok(())
