@@ -27,12 +27,6 @@ impl Spaced for Request {
     }
 }
 
-impl Spaced for u64 {
-    fn behind(&self, first: &Self) -> u64 {
-        self.saturating_sub(*first)
-    }
-}
-
 impl Spaced for (Epoch, Lsn) {
     fn behind(&self, first: &Self) -> u64 {
         self.1.behind(&first.1)

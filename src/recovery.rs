@@ -115,9 +115,9 @@ struct Reporter {
     /// Commands whose payload it has, held or in doubt.
     offered: Ordered<Request, Offer>,
     /// Payloads not yet asked for, and their lengths.
-    wanted: Owed<Request>,
+    wanted: Owed,
     /// Payloads asked for and not yet here.
-    asked: Owed<Request>,
+    asked: Owed,
     /// The LSNs it vouches for; some may be here twice.
     vouched: Vec<Lsn>,
     /// The places it vouches for, by the first LSN.
@@ -126,8 +126,8 @@ struct Reporter {
     in_doubt: BTreeMap<Request, Request>,
     /// Shares it has, and their lengths; those to be asked for, those asked for, and those that could not be read.
     shares: BTreeMap<u64, u32>,
-    shares_wanted: Owed<u64>,
-    shares_asked: Owed<u64>,
+    shares_wanted: Owed,
+    shares_asked: Owed,
     unreadable: BTreeSet<u64>,
 }
 
@@ -188,7 +188,7 @@ pub struct Recovery {
     placed: BTreeSet<(ClientId, Request, Lsn)>,
     placed_at: Placed,
     /// Verified against the digest under which they were reported.
-    payloads: BTreeMap<ClientId, Ordered<Request, (Digest, Bytes)>>,
+    payloads: BTreeMap<ClientId, Pages<(Digest, Bytes)>>,
     payload_bytes: u64,
     /// What could be supplied now.
     supplied: Lsns,
@@ -298,7 +298,7 @@ impl Recovery {
         self.placed_at.stale = true;
         reporter.vouched_places.iter().for_each(|first| self.disavow_places(*first, client));
         for lsn in reporter.vouched {
-            let Some(variants) = self.known.get_mut(lsn) else { continue };
+            let Some(variants) = self.known.get_mut(lsn.0) else { continue };
             for variant in variants.iter_mut() {
                 variant.disavow(client);
             }
@@ -307,7 +307,7 @@ impl Recovery {
                 self.disputed.remove(&lsn);
             }
             if variants.is_empty() {
-                self.known.remove(lsn);
+                self.known.remove(lsn.0);
             }
             self.note_supply(lsn);
         }
@@ -409,7 +409,7 @@ impl Recovery {
         let origin = header.origin.filter(|_| header.body == Body::Command);
         let told = origin.filter(|_| !own);
         self.placed.extend(told.map(|origin| (origin.client, origin.request, lsn)));
-        let variants = self.known.or_default(lsn);
+        let variants = self.known.or_default(lsn.0);
         if let Some(variant) = variants.iter_mut().find(|variant| variant.what == header) {
             vouched.extend(variant.vouch(client).then_some(lsn));
             return None;
@@ -461,8 +461,8 @@ impl Recovery {
         let Offer { length, digest, lsn, .. } = offer;
         let origin = Some(Origin { client, request });
         let fits = |header: &Header| header.origin == origin && (header.length, header.digest) == (length, digest);
-        let known = |lsn| {
-            let direct = self.known.get(lsn).into_iter().flatten().map(|variant| &variant.what);
+        let known = |lsn: Lsn| {
+            let direct = self.known.get(lsn.0).into_iter().flatten().map(|variant| &variant.what);
             direct.chain(self.placed_at.headers.get(&lsn))
         };
         let placed = self.places(client, request, lsn).flat_map(known).any(fits);
@@ -472,9 +472,9 @@ impl Recovery {
             && length > 0
             && !here
             && let Some(reporter) = self.reporters.get_mut(&client)
-            && !reporter.asked.contains(&request)
+            && !reporter.asked.contains(request.0)
         {
-            reporter.wanted.insert(request, length);
+            reporter.wanted.insert(request.0, length);
         }
     }
 
@@ -496,7 +496,7 @@ impl Recovery {
                 };
                 used += u64::from(length);
                 reporter.asked.insert(request, length);
-                requests.push(request);
+                requests.push(Request(request));
             }
             let mut shares = Vec::new();
             while used < self.credit_bytes {
@@ -526,7 +526,7 @@ impl Recovery {
         let theirs = self.payloads.entry(client).or_default();
         let mut taken = Vec::with_capacity(payloads.items.len());
         for (request, payload) in payloads.items {
-            if reporter.asked.remove(&request).is_none() {
+            if reporter.asked.remove(request.0).is_none() {
                 continue;
             }
             let announced = reporter.offered.get(&request);
@@ -539,7 +539,7 @@ impl Recovery {
                 ));
             };
             self.payload_bytes += payload.len() as u64;
-            let before = theirs.insert(request, (*digest, payload));
+            let before = theirs.insert(request.0, (*digest, payload));
             self.payload_bytes -= before.map_or(0, |(_, payload)| payload.len() as u64);
             self.shares.stale = true;
             taken.push((request, *lsn));

@@ -5,14 +5,16 @@
 
 use std::marker::PhantomData;
 
+use bytes::{Buf, Bytes};
 use prost::Message;
 use tonic::Status;
-use tonic::codec::{BufferSettings, EncodeBuf};
-use tonic_prost::ProstDecoder;
+use tonic::codec::{BufferSettings, DecodeBuf, EncodeBuf};
 
 /// A buffer's first size, and how much is gathered before it is passed on, which is tonic's own.
 const FIRST_BYTES: usize = 1 << 10;
 const YIELD_BYTES: usize = 32 << 10;
+/// From this size on a message may be kept where it was received.
+const LARGE: usize = super::convert::LARGE;
 
 pub(super) struct Codec<T, U>(PhantomData<(T, U)>);
 
@@ -30,14 +32,14 @@ where
     type Encode = T;
     type Decode = U;
     type Encoder = Encoder<T>;
-    type Decoder = ProstDecoder<U>;
+    type Decoder = Decoder<U>;
 
     fn encoder(&mut self) -> Self::Encoder {
         Encoder(PhantomData)
     }
 
     fn decoder(&mut self) -> Self::Decoder {
-        ProstDecoder::new(BufferSettings::new(FIRST_BYTES, YIELD_BYTES))
+        Decoder(PhantomData)
     }
 }
 
@@ -56,5 +58,55 @@ impl<T: Message> tonic::codec::Encoder for Encoder<T> {
 
     fn buffer_settings(&self) -> BufferSettings {
         BufferSettings::new(FIRST_BYTES, YIELD_BYTES)
+    }
+}
+
+/// A message that says little for its size, because of fields that nobody here knows, or that come twice, is read again from
+/// what it says: who keeps a part of it would keep all of its buffer.
+pub(super) struct Decoder<U>(PhantomData<U>);
+
+impl<U: Message + Default> tonic::codec::Decoder for Decoder<U> {
+    type Item = U;
+    type Error = Status;
+
+    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
+        decode(buffer).map(Some).map_err(|error| Status::internal(error.to_string()))
+    }
+
+    fn buffer_settings(&self) -> BufferSettings {
+        BufferSettings::new(FIRST_BYTES, YIELD_BYTES)
+    }
+}
+
+fn decode<U: Message + Default>(buffer: impl Buf) -> Result<U, prost::DecodeError> {
+    let length = buffer.remaining();
+    let message = U::decode(buffer)?;
+    if length < LARGE || message.encoded_len() >= length / 4 * 3 {
+        return Ok(message);
+    }
+    U::decode(Bytes::from(message.encode_to_vec()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of what is thrown away nothing is kept alive.
+    #[test]
+    fn a_message_that_says_little_lets_go_of_its_buffer() {
+        let (payload, junk) = (Bytes::from(vec![7; LARGE]), vec![0x5a; 4 * LARGE]);
+        let item = crate::net::pb::Payload { request: 1, payload: payload.clone() };
+        let message = crate::net::pb::Payloads { items: vec![item], ..Default::default() };
+        let mut wire = message.encode_to_vec();
+        // A field of a number that no version has had yet.
+        prost::encoding::bytes::encode(500, &junk, &mut wire);
+        let buffer = Bytes::from(wire);
+        let read: crate::net::pb::Payloads = decode(buffer.clone()).expect("it can be read");
+        assert_eq!(read.items[0].payload, payload);
+        assert!(buffer.is_unique(), "the payload has memory of its own");
+        let buffer = Bytes::from(message.encode_to_vec());
+        let read: crate::net::pb::Payloads = decode(buffer.clone()).expect("it can be read");
+        assert_eq!(read.items[0].payload, payload);
+        assert!(!buffer.is_unique(), "the payload is where it was received");
     }
 }

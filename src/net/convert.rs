@@ -55,16 +55,32 @@ macro_rules! batches {
 }
 
 batches!(
-    ClientMessages of ClientMessage,
     NodeMessages of NodeMessage,
     BackupMessages of BackupMessage,
     PrimaryMessages of PrimaryMessage
 );
 
-/// From this size on a slice is nearly all of the buffer it came in.
-const LARGE: usize = 64 * 1024;
+impl From<Vec<ClientMessage>> for pb::ClientMessages {
+    fn from(messages: Vec<ClientMessage>) -> Self {
+        Self { messages: messages.into_iter().map(pb::ClientMessage::from).collect() }
+    }
+}
 
-/// For bytes that the receiver keeps, a node's log or a recovery's collection, or an application, as long as it likes.
+impl TryFrom<pb::ClientMessages> for Vec<ClientMessage> {
+    type Error = Error;
+    fn try_from(mut batch: pb::ClientMessages) -> Result<Self> {
+        if batch.messages.len() > 1 {
+            // What is kept of one of them would keep the others.
+            batch.messages.iter_mut().for_each(session::detach);
+        }
+        batch.messages.into_iter().map(ClientMessage::try_from).collect()
+    }
+}
+
+/// From this size on a slice may stay where it was received.
+pub(super) const LARGE: usize = 64 * 1024;
+
+/// For bytes that the receiver keeps, as a recovery or an application does.
 ///
 /// What prost hands out is a slice of the receive buffer, and keeps all of that alive: an entry of 100 bytes would cost
 /// the kilobytes of its whole batch for as long as it is kept. It is copied, unless the buffer is little more than the slice.

@@ -31,18 +31,18 @@ impl Recovery {
 
     /// The highest LSN that anybody told anything of, at least the base.
     pub(super) fn last_known(&self) -> Lsn {
-        self.known.last().unwrap_or(self.base).max(self.last_placed())
+        self.known.last().map_or(self.base, Lsn).max(self.last_placed())
     }
 
     /// Who told of this entry.
     pub(super) fn vouchers(&self, lsn: Lsn) -> Vec<ClientId> {
-        let direct = self.known.get(lsn).into_iter().flatten().flat_map(|variant| variant.vouchers.iter().copied());
+        let direct = self.known.get(lsn.0).into_iter().flatten().flat_map(|variant| variant.vouchers.iter().copied());
         let direct: Vec<ClientId> = direct.collect();
         if direct.is_empty() { self.placers(lsn).collect() } else { direct }
     }
 
     pub(super) fn header(&self, lsn: Lsn) -> Option<&Header> {
-        match self.known.get(lsn).map(Vec::as_slice) {
+        match self.known.get(lsn.0).map(Vec::as_slice) {
             Some([variant]) => Some(&variant.what),
             Some(_) => None,
             None => {
@@ -54,7 +54,7 @@ impl Recovery {
 
     /// Two reports that cannot both be true, or one that cannot.
     pub(super) fn contradiction(&self, strict: bool) -> Option<(Error, Vec<ClientId>)> {
-        if let Some((lsn, variants)) = self.disputed.first().and_then(|lsn| Some((lsn, self.known.get(*lsn)?))) {
+        if let Some((lsn, variants)) = self.disputed.first().and_then(|lsn| Some((lsn, self.known.get(lsn.0)?))) {
             let who = variants.iter().flat_map(|variant| variant.vouchers.iter().copied());
             return Some(self.disagree(*lsn, who));
         }
@@ -88,7 +88,7 @@ impl Recovery {
 
     /// What was pulled of a command, with its checksum.
     pub(super) fn payload(&self, origin: Origin) -> Option<&(Digest, Bytes)> {
-        self.payloads.get(&origin.client)?.get(&origin.request)
+        self.payloads.get(&origin.client)?.get(origin.request.0)
     }
 
     /// What the entry at `lsn` would be rebuilt from.
@@ -118,9 +118,9 @@ impl Recovery {
     /// The LSNs after `after` of which a header is known, in order, and the header where there is only one.
     pub(super) fn headers(&self, after: Lsn) -> impl Iterator<Item = (Lsn, Option<&Header>)> + '_ {
         let from = after.next()..;
-        let mut known = self.known.from(from.start).map(|(lsn, variants)| {
+        let mut known = self.known.from(from.start.0).map(|(lsn, variants)| {
             let only = if let [variant] = variants.as_slice() { Some(&variant.what) } else { None };
-            (lsn, only)
+            (Lsn(lsn), only)
         });
         let mut placed = self.placed_at.headers.range(from.clone()).map(|(lsn, header)| (*lsn, Some(header)));
         let mut decoded = self.shares.entries.range(from).map(|(lsn, entry)| (*lsn, Some(&entry.header)));

@@ -2,51 +2,45 @@
 //!
 //! None of this decides anything: a conclusion walks over everything that stands.
 
+use std::collections::BTreeMap;
 use std::hash::{Hash, Hasher};
 use std::ops::{Deref, Range};
 
+use super::pages::Pages;
 use crate::log::{ClientId, Lsn};
-use crate::ordered::{Ordered, Spaced};
 
-/// What is outstanding, with the lengths, and their sum.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Owed<K> {
-    lengths: Ordered<K, u32>,
+/// What is outstanding, by number, with the lengths, and their sum.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Default)]
+pub(super) struct Owed {
+    lengths: Pages<u32>,
     bytes: u64,
 }
 
-impl<K> Default for Owed<K> {
-    fn default() -> Self {
-        Self { lengths: Ordered::default(), bytes: 0 }
-    }
-}
-
-impl<K: Spaced> Owed<K> {
-    pub(super) fn insert(&mut self, key: K, length: u32) {
+impl Owed {
+    pub(super) fn insert(&mut self, number: u64, length: u32) {
         self.bytes += u64::from(length);
-        if let Some(before) = self.lengths.insert(key, length) {
+        if let Some(before) = self.lengths.insert(number, length) {
             self.bytes -= u64::from(before);
         }
     }
 
-    pub(super) fn remove(&mut self, key: &K) -> Option<u32> {
-        let length = self.lengths.remove(key)?;
+    pub(super) fn remove(&mut self, number: u64) -> Option<u32> {
+        let length = self.lengths.remove(number)?;
         self.bytes -= u64::from(length);
         Some(length)
     }
 
-    pub(super) fn pop_first(&mut self) -> Option<(K, u32)> {
-        let (key, length) = self.lengths.pop_first()?;
-        self.bytes -= u64::from(length);
-        Some((key, length))
+    pub(super) fn pop_first(&mut self) -> Option<(u64, u32)> {
+        let first = self.lengths.first()?;
+        Some((first, self.remove(first)?))
     }
 
-    pub(super) fn contains(&self, key: &K) -> bool {
-        self.lengths.contains_key(key)
+    pub(super) fn contains(&self, number: u64) -> bool {
+        self.lengths.get(number).is_some()
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.lengths.is_empty()
+        self.lengths.len() == 0
     }
 
     pub(super) fn bytes(&self) -> u64 {
@@ -127,7 +121,7 @@ impl<T> Backing<T> {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Default)]
 pub(super) struct Lsns {
     /// A bit for each of 64. None is zero.
-    words: Ordered<u64, u64>,
+    words: BTreeMap<u64, u64>,
 }
 
 impl Lsns {
@@ -156,7 +150,7 @@ impl Lsns {
     pub(super) fn gaps(&self, after: Lsn, upto: Lsn) -> Vec<Range<Lsn>> {
         let mut gaps = Vec::new();
         let mut next = after.next().0;
-        for (number, word) in self.words.range(next / 64..=upto.0 / 64) {
+        for (number, word) in self.words.range((next / 64).min(upto.0 / 64)..=upto.0 / 64) {
             let first = number * 64;
             let mut at = next.saturating_sub(first);
             while at < 64 {
@@ -221,11 +215,11 @@ mod tests {
     #[test]
     fn what_is_owed_adds_up() {
         let mut owed = Owed::default();
-        owed.insert(1_u64, 10);
+        owed.insert(1, 10);
         owed.insert(2, 5);
         owed.insert(1, 7);
         assert_eq!(owed.bytes(), 12);
-        assert_eq!((owed.remove(&2), owed.remove(&2), owed.bytes()), (Some(5), None, 7));
+        assert_eq!((owed.remove(2), owed.remove(2), owed.bytes()), (Some(5), None, 7));
         assert_eq!((owed.pop_first(), owed.pop_first(), owed.bytes()), (Some((1, 7)), None, 0));
     }
 }

@@ -48,7 +48,7 @@ impl Recovery {
         for (client, reporter) in self.reporters.iter_mut().filter(|(_, reporter)| reporter.complete) {
             for (id, length) in &reporter.shares {
                 let here = self.shares.bodies.contains_key(&(*client, *id)) || reporter.unreadable.contains(id);
-                if !here && !reporter.shares_asked.contains(id) {
+                if !here && !reporter.shares_asked.contains(*id) {
                     reporter.shares_wanted.insert(*id, *length);
                 }
             }
@@ -61,7 +61,7 @@ impl Recovery {
     pub(super) fn take_shares(&mut self, client: ClientId, shares: Vec<Share>) -> Result<(), Error> {
         for share in shares {
             let Some(reporter) = self.reporters.get_mut(&client) else { return Ok(()) };
-            if reporter.shares_asked.remove(&share.id).is_none() {
+            if reporter.shares_asked.remove(share.id).is_none() {
                 continue;
             }
             let of = self.of;

@@ -193,8 +193,9 @@ pub(super) fn put_writes(writes: &[Write]) -> Bytes {
     out.into()
 }
 
-/// The payloads are kept together: a node keeps a frame's writes for about as long as each other.
-pub(super) fn writes(field: &str, bytes: &Bytes) -> Result<Vec<Write>> {
+/// The payloads are copied out of the receive buffer, together: a node keeps a frame's writes for about as long as each
+/// other.
+pub(super) fn writes(field: &str, bytes: &[u8]) -> Result<Vec<Write>> {
     let (mut request, mut answered, mut length) = (0_u64, 0, 0_usize);
     let (items, payloads) = read(field, bytes, |take| {
         let flags = take.byte()?;
@@ -215,8 +216,7 @@ pub(super) fn writes(field: &str, bytes: &Bytes) -> Result<Vec<Write>> {
         };
         Ok((write, length))
     })?;
-    let payloads = kept(bytes.slice_ref(payloads));
-    let mut payloads = Payloads::new(field, payloads, items.iter().map(|(_, length)| *length))?;
+    let mut payloads = Payloads::new(field, Bytes::copy_from_slice(payloads), items.iter().map(|(_, length)| *length))?;
     Ok(items.into_iter().map(|(write, length)| Write { payload: payloads.next(length), ..write }).collect())
 }
 
@@ -520,8 +520,8 @@ pub(super) fn put_records<'a>(records: impl Iterator<Item = &'a Record> + Clone,
     out.into()
 }
 
-/// The payloads are kept together: a log releases the records of a message about together.
-pub(super) fn records(field: &str, bytes: &Bytes, epoch: Epoch) -> Result<Vec<Record>> {
+/// The payloads are copied out of the receive buffer, together: a log releases the records of a message about together.
+pub(super) fn records(field: &str, bytes: &[u8], epoch: Epoch) -> Result<Vec<Record>> {
     let mut before = Before::new(epoch);
     let (items, payloads) = read(field, bytes, |take| {
         let (header, flags) = before.take(take)?;
@@ -530,8 +530,7 @@ pub(super) fn records(field: &str, bytes: &Bytes, epoch: Epoch) -> Result<Vec<Re
         let reply = take_digest(take)?;
         Ok((Record { entry: Entry { header, payload: Bytes::new() }, reply }, length))
     })?;
-    let payloads = kept(bytes.slice_ref(payloads));
-    let mut payloads = Payloads::new(field, payloads, items.iter().map(|(_, length)| *length))?;
+    let mut payloads = Payloads::new(field, Bytes::copy_from_slice(payloads), items.iter().map(|(_, length)| *length))?;
     let record = |(mut record, length): (Record, usize)| {
         record.entry.payload = payloads.next(length);
         record

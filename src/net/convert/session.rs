@@ -1,5 +1,7 @@
 //! The stream between a client and a node.
 
+use bytes::Bytes;
+
 use super::words::{self, epoch, id, id_bytes, known};
 use super::{choice, kept, kept_together, packed, pb, required};
 use crate::error::{Code, Error, Result};
@@ -173,6 +175,18 @@ impl From<Payloads> for pb::Payloads {
         let items = items.into_iter().map(|(request, payload)| pb::Payload { request: request.0, payload });
         let shares = shares.into_iter().map(|share| words::share_pb(share, epoch));
         Self { epoch: Some(epoch.into()), items: items.collect(), shares: shares.collect() }
+    }
+}
+
+/// Gives what will be kept of a message memory of its own.
+pub(super) fn detach(message: &mut pb::ClientMessage) {
+    if let Some(pb::client_message::Message::Payloads(payloads)) = &mut message.message {
+        for item in &mut payloads.items {
+            item.payload = Bytes::copy_from_slice(&item.payload);
+        }
+        for share in &mut payloads.shares {
+            share.body = Bytes::copy_from_slice(&share.body);
+        }
     }
 }
 

@@ -170,7 +170,7 @@ fn received<W: Message + Default, T: TryFrom<W, Error = Error>>(sent: W) -> (T, 
 }
 
 #[test]
-fn what_a_node_keeps_does_not_pin_the_receive_buffer() {
+fn what_a_node_keeps_pins_the_receive_buffer_only_where_it_fills_it() {
     let payload = Bytes::from(vec![7; 3 * LARGE]);
     let write = Write {
         request: Request(1),
@@ -184,7 +184,7 @@ fn what_a_node_keeps_does_not_pin_the_receive_buffer() {
     let frame = ClientFrame { writes: vec![write], queries: vec![query], ..ClientFrame::default() };
     let shares = vec![strategies::plain_share(Epoch::ZERO, payload.clone())];
     let pulled = Payloads { epoch: Epoch::ZERO, items: vec![(Request(1), payload.clone())], shares };
-    let sent = vec![ClientMessage::Frame(frame), ClientMessage::Payloads(pulled)];
+    let sent = vec![ClientMessage::Frame(frame), ClientMessage::Payloads(pulled.clone())];
 
     let (came, buffer): (Vec<ClientMessage>, _) = received(pb::ClientMessages::from(sent));
     let [ClientMessage::Frame(frame), ClientMessage::Payloads(pulled)] = came.as_slice() else { panic!("{came:?}") };
@@ -194,6 +194,11 @@ fn what_a_node_keeps_does_not_pin_the_receive_buffer() {
     assert_eq!(pulled.shares[0].body, payload);
     assert!(!pins(&pulled.shares[0].body, &buffer));
     assert!(pins(&frame.queries[0].payload, &buffer), "a query only passes: not copied");
+
+    let (came, buffer): (Vec<ClientMessage>, _) =
+        received(pb::ClientMessages::from(vec![ClientMessage::Payloads(pulled.clone())]));
+    let [ClientMessage::Payloads(pulled)] = came.as_slice() else { panic!("{came:?}") };
+    assert!(pins(&pulled.items[0].1, &buffer), "they are nearly all of a message of their own");
 }
 
 #[test]

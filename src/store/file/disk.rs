@@ -111,8 +111,8 @@ impl DiskFile {
     }
 }
 
-/// Makes the content of a file durable that is open elsewhere, from whatever thread calls it, and by a handle of its own: an error
-/// that this sync is told of is told to that of the other handle, too. Nothing where it cannot be opened.
+/// Makes the content of a file durable that is open elsewhere, from whatever thread calls it. Its error may be told to nobody
+/// else: whoever calls it has to pass it on. Nothing where the file cannot be opened.
 pub(super) fn syncing(path: &Path) -> Option<impl FnOnce() -> io::Result<()> + Send + use<>> {
     let file = OpenOptions::new().read(true).write(true).open(path).ok()?;
     let path = path.to_owned();

@@ -28,6 +28,9 @@ const PIECE_BYTES: u64 = if cfg!(test) { 600 } else { 512 << 10 };
 /// A place is remembered for every so many bytes of records.
 const PLACES_BYTES: u64 = 64 << 10;
 
+/// So many records a read has room for at once.
+const READ_AHEAD: u64 = 4096;
+
 /// How a [`FileLog`] writes. Plain data; the defaults suit a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FileLogOptions {
@@ -181,7 +184,7 @@ impl FileLog {
 
     /// Writes what is pending. All but the last segment are then complete and durable, and all have their names.
     fn write_out(&mut self) -> io::Result<()> {
-        let written = self.try_write_out();
+        let written = self.flushing.wait().and_then(|()| self.try_write_out());
         self.poison.note(written)
     }
 
@@ -439,8 +442,8 @@ impl LogStore for FileLog {
             let fits = out.is_empty() || cost <= left;
             if fits {
                 if out.is_empty() {
-                    // The others are about as large.
-                    let count = (left / cost).min(end - sequence);
+                    // The others are about as large, as a rule.
+                    let count = (left / cost).min(end - sequence).min(READ_AHEAD);
                     out.reserve(usize::try_from(count).unwrap_or(0));
                 }
                 left = left.saturating_sub(cost);
@@ -468,7 +471,7 @@ impl LogStore for FileLog {
             self.poison.note(taken_back)?;
         }
         self.places.split_off(&self.next);
-        if error.kind() == io::ErrorKind::StorageFull {
+        if error.kind() == io::ErrorKind::StorageFull && self.poison.check().is_ok() {
             let why = format!("{error}; nothing was appended, and it can be tried again when there is room");
             return Err(io::Error::new(error.kind(), why));
         }
@@ -477,8 +480,6 @@ impl LogStore for FileLog {
 
     fn sync(&mut self) -> io::Result<Lsn> {
         self.poison.check()?;
-        let flushed = self.flushing.wait();
-        self.poison.note(flushed)?;
         self.write_out()?;
         if let Some(tape) = self.tapes.front_mut() {
             let synced = tape.sync();
@@ -496,6 +497,8 @@ impl LogStore for FileLog {
 
 impl Drop for FileLog {
     fn drop(&mut self) {
+        let flushed = self.flushing.wait();
+        let _ = self.poison.note(flushed);
         if self.poison.check().is_ok() && self.tapes.len() == 1 {
             // Only a help for the next opening; nothing is lost without it.
             let _ = self.tapes[0].seal();
