@@ -21,6 +21,7 @@ impl<V> Default for Pages<V> {
 }
 
 /// The page of a number, and its place there.
+#[expect(clippy::cast_possible_truncation, reason = "it is less than PLACES")]
 fn place(number: u64) -> (u64, usize) {
     (number / PLACES as u64, (number % PLACES as u64) as usize)
 }

@@ -114,7 +114,7 @@ impl Recovery {
 
     pub(super) fn forget_placed(&mut self) {
         for (lsn, header) in std::mem::take(&mut self.placed_at.headers) {
-            if let Some(Origin { client, request }) = header.origin.filter(|_| !self.known.get(lsn.0).is_some()) {
+            if let Some(Origin { client, request }) = header.origin.filter(|_| self.known.get(lsn.0).is_none()) {
                 self.placed.remove(&(client, request, lsn));
             }
             self.note_supply(lsn);
