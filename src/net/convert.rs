@@ -36,7 +36,7 @@ pub(super) use replication::joined;
 /// A batch is a message of messages: what was at hand when the stream was ready. One that cannot be read spoils its
 /// whole batch, as the stream ends with it.
 macro_rules! batches {
-    ($($batch:ident of $message:ident),*) => {
+    ($($batch:ident of $message:ident $(by $prepared:path)?),*) => {
         $(
             impl From<Vec<$message>> for pb::$batch {
                 fn from(messages: Vec<$message>) -> Self {
@@ -47,7 +47,9 @@ macro_rules! batches {
             impl TryFrom<pb::$batch> for Vec<$message> {
                 type Error = Error;
                 fn try_from(batch: pb::$batch) -> Result<Self> {
-                    batch.messages.into_iter().map($message::try_from).collect()
+                    let messages = batch.messages;
+                    $(let messages = $prepared(messages);)?
+                    messages.into_iter().map($message::try_from).collect()
                 }
             }
         )*
@@ -55,27 +57,11 @@ macro_rules! batches {
 }
 
 batches!(
+    ClientMessages of ClientMessage by session::detached,
     NodeMessages of NodeMessage,
     BackupMessages of BackupMessage,
     PrimaryMessages of PrimaryMessage
 );
-
-impl From<Vec<ClientMessage>> for pb::ClientMessages {
-    fn from(messages: Vec<ClientMessage>) -> Self {
-        Self { messages: messages.into_iter().map(pb::ClientMessage::from).collect() }
-    }
-}
-
-impl TryFrom<pb::ClientMessages> for Vec<ClientMessage> {
-    type Error = Error;
-    fn try_from(mut batch: pb::ClientMessages) -> Result<Self> {
-        if batch.messages.len() > 1 {
-            // What is kept of one of them would keep the others.
-            batch.messages.iter_mut().for_each(session::detach);
-        }
-        batch.messages.into_iter().map(ClientMessage::try_from).collect()
-    }
-}
 
 /// From this size on a slice may stay where it was received.
 pub(super) const LARGE: usize = 64 * 1024;

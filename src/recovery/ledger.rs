@@ -150,6 +150,7 @@ impl Lsns {
     pub(super) fn gaps(&self, after: Lsn, upto: Lsn) -> Vec<Range<Lsn>> {
         let mut gaps = Vec::new();
         let mut next = after.next().0;
+        // A tree takes no range that ends before it begins.
         for (number, word) in self.words.range((next / 64).min(upto.0 / 64)..=upto.0 / 64) {
             let first = number * 64;
             let mut at = next.saturating_sub(first);

@@ -42,23 +42,25 @@ impl<V> Pages<V> {
         self.pages.get_mut(&page)?[at].as_mut()
     }
 
+    /// The place of a number, on a page that is made if it is missing: it has to be filled.
+    fn slot(&mut self, number: u64) -> &mut Option<V> {
+        let (page, at) = place(number);
+        let page = self.pages.entry(page).or_insert_with(|| Box::new([const { None }; PLACES]));
+        self.count += usize::from(page[at].is_none());
+        &mut page[at]
+    }
+
     /// The value there, which is the default if there was none.
     pub(super) fn or_default(&mut self, number: u64) -> &mut V
     where
         V: Default,
     {
-        let (page, at) = place(number);
-        let page = self.pages.entry(page).or_insert_with(|| Box::new([const { None }; PLACES]));
-        self.count += usize::from(page[at].is_none());
-        page[at].get_or_insert_default()
+        self.slot(number).get_or_insert_default()
     }
 
     /// Sets the value there; returns the one before.
     pub(super) fn insert(&mut self, number: u64, value: V) -> Option<V> {
-        let (page, at) = place(number);
-        let before = self.pages.entry(page).or_insert_with(|| Box::new([const { None }; PLACES]))[at].replace(value);
-        self.count += usize::from(before.is_none());
-        before
+        self.slot(number).replace(value)
     }
 
     pub(super) fn remove(&mut self, number: u64) -> Option<V> {

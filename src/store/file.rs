@@ -25,7 +25,8 @@
 //! Every file is made under a `new-` name, synced, and renamed; then its directory is synced. A cut of several files
 //! becomes real with one rename, and is finished at the next opening if a crash comes between.
 //!
-//! Not here: threads and group commit. A node has a thread that appends what is at hand and syncs once.
+//! Not here: group commit. A node has a thread that appends what is at hand and syncs once. A log's own threads, in
+//! `file/beside.rs`, only have the disk begin earlier.
 
 mod beside;
 mod cache;

@@ -178,16 +178,18 @@ impl From<Payloads> for pb::Payloads {
     }
 }
 
-/// Gives what will be kept of a message memory of its own.
-pub(super) fn detach(message: &mut pb::ClientMessage) {
-    if let Some(pb::client_message::Message::Payloads(payloads)) = &mut message.message {
-        for item in &mut payloads.items {
-            item.payload = Bytes::copy_from_slice(&item.payload);
-        }
-        for share in &mut payloads.shares {
-            share.body = Bytes::copy_from_slice(&share.body);
-        }
+/// Gives pulled payloads memory of their own where they did not come alone: who keeps them would keep the rest of the buffer.
+pub(super) fn detached(mut messages: Vec<pb::ClientMessage>) -> Vec<pb::ClientMessage> {
+    use pb::client_message::Message;
+    if messages.iter().all(|message| matches!(message.message, Some(Message::Payloads(_)))) {
+        return messages;
     }
+    for message in &mut messages {
+        let Some(Message::Payloads(payloads)) = &mut message.message else { continue };
+        payloads.items.iter_mut().for_each(|item| item.payload = Bytes::copy_from_slice(&item.payload));
+        payloads.shares.iter_mut().for_each(|share| share.body = Bytes::copy_from_slice(&share.body));
+    }
+    messages
 }
 
 impl TryFrom<pb::Payloads> for Payloads {

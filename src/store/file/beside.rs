@@ -1,5 +1,5 @@
 //! What is done on threads beside those that read and append, so that disk and processor are busy at the same time. Nothing
-//! depends on it but how long things take.
+//! depends on it but how long things take; a flush that fails is a sync that failed.
 
 use std::fs::File;
 use std::io::{self, Read};

@@ -29,7 +29,7 @@ const PIECE_BYTES: u64 = if cfg!(test) { 600 } else { 512 << 10 };
 const PLACES_BYTES: u64 = 64 << 10;
 
 /// So many records a read has room for at once.
-const READ_AHEAD: u64 = 4096;
+const READ_ROOM: u64 = 4096;
 
 /// How a [`FileLog`] writes. Plain data; the defaults suit a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -443,7 +443,7 @@ impl LogStore for FileLog {
             if fits {
                 if out.is_empty() {
                     // The others are about as large, as a rule.
-                    let count = (left / cost).min(end - sequence).min(READ_AHEAD);
+                    let count = (left / cost).min(end - sequence).min(READ_ROOM);
                     out.reserve(usize::try_from(count).unwrap_or(0));
                 }
                 left = left.saturating_sub(cost);
