@@ -61,9 +61,19 @@ pub fn encode_record(record: &Record, out: &mut Vec<u8>) {
 /// # Errors
 /// [`Code::UnknownKind`] or [`Code::Corrupt`].
 pub fn decode_record(bytes: &[u8]) -> Result<Record> {
-    let mut take = Take(bytes);
-    let (header, reply) = (take.header()?, take.digest()?);
-    Ok(Record { entry: Entry { header, payload: Bytes::copy_from_slice(take.rest()) }, reply })
+    let (header, reply, payload) = Take(bytes).record()?;
+    Ok(Record { entry: Entry { header, payload: Bytes::copy_from_slice(payload) }, reply })
+}
+
+/// As [`decode_record`] of a part of `bytes`, with which the payload then shares its memory.
+///
+/// # Errors
+/// [`Code::UnknownKind`] or [`Code::Corrupt`].
+#[inline(always)]
+pub fn decode_record_of(bytes: &Bytes, part: Range<usize>) -> Result<Record> {
+    let content = bytes.get(part).ok_or_else(|| corrupt("it ends too early"))?;
+    let (header, reply, payload) = Take(content).record()?;
+    Ok(Record { entry: Entry { header, payload: bytes.slice_ref(payload) }, reply })
 }
 
 /// Appends the form of the marks to `out`.
@@ -457,33 +467,38 @@ impl<'a> Take<'a> {
         }
     }
 
-    #[inline]
+    /// Numbers of up to eight bytes, which nearly all are, are read without a loop.
+    #[inline(always)]
     pub(crate) fn number(&mut self) -> Result<u64> {
-        match self.0 {
-            [byte @ ..0x80, left @ ..] => {
-                self.0 = left;
-                Ok(u64::from(*byte))
-            }
-            _ => self.long_number(),
-        }
-    }
-
-    /// A number of more than one byte: those of up to eight, which nearly all are, are read without a loop.
-    fn long_number(&mut self) -> Result<u64> {
         const ENDS: u64 = 0x8080_8080_8080_8080;
+        if let [byte @ ..0x80, left @ ..] = self.0 {
+            self.0 = left;
+            return Ok(u64::from(*byte));
+        }
         if let Some(first) = self.0.first_chunk::<8>() {
             let bytes = u64::from_le_bytes(*first);
             let end = !bytes & ENDS;
             if end != 0 {
                 let length = end.trailing_zeros() / 8 + 1;
-                let bytes = bytes & !ENDS & (u64::MAX >> (64 - 8 * length));
+                let bytes = bytes & (u64::MAX >> (64 - 8 * length));
+                // One form for every value: no leading zeros.
+                if bytes >> (8 * length - 8) == 0 {
+                    return Err(leading_zeros());
+                }
+                let bytes = bytes & !ENDS;
                 // Seven bits of eight, then fourteen of sixteen, then twenty-eight of thirty-two move together.
                 let bytes = bytes & 0x007f_007f_007f_007f | (bytes & 0x7f00_7f00_7f00_7f00) >> 1;
                 let bytes = bytes & 0x0000_3fff_0000_3fff | (bytes & 0x3fff_0000_3fff_0000) >> 2;
-                let number = bytes & 0x0fff_ffff | (bytes & 0x0fff_ffff_0000_0000) >> 4;
-                return self.take_number(length as usize, number);
+                self.0 = &self.0[length as usize..];
+                return Ok(bytes & 0x0fff_ffff | (bytes & 0x0fff_ffff_0000_0000) >> 4);
             }
         }
+        self.long_number()
+    }
+
+    /// A number of more than eight bytes, or with less behind it.
+    #[cold]
+    fn long_number(&mut self) -> Result<u64> {
         let mut number = 0;
         for (at, byte) in self.0.iter().take(10).enumerate() {
             let part = u64::from(byte & 0x7f);
@@ -492,21 +507,14 @@ impl<'a> Take<'a> {
             }
             number |= part << (7 * at);
             if byte & 0x80 == 0 {
-                return self.take_number(at + 1, number);
+                self.0 = &self.0[at + 1..];
+                return if *byte == 0 && at > 0 { Err(leading_zeros()) } else { Ok(number) };
             }
         }
         Err(corrupt(if self.0.len() < 10 { "it ends too early" } else { "a number has more than 64 bits" }))
     }
 
-    /// One form for every value: no leading zeros.
-    fn take_number(&mut self, length: usize, number: u64) -> Result<u64> {
-        if self.bytes(length)?.last() == Some(&0) {
-            return Err(corrupt("a number has leading zeros"));
-        }
-        Ok(number)
-    }
-
-    #[inline]
+    #[inline(always)]
     pub(crate) fn u32(&mut self) -> Result<u32> {
         u32::try_from(self.number()?).map_err(|_| corrupt("a number has more than 32 bits"))
     }
@@ -531,7 +539,7 @@ impl<'a> Take<'a> {
         Ok(text.to_owned())
     }
 
-    #[inline]
+    #[inline(always)]
     fn option<T>(&mut self, take: impl FnOnce(&mut Self) -> Result<T>) -> Result<Option<T>> {
         if self.flag()? { take(self).map(Some) } else { Ok(None) }
     }
@@ -563,12 +571,12 @@ impl<'a> Take<'a> {
         Ok(self.lsn()?..self.lsn()?)
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn epoch(&mut self) -> Result<Epoch> {
         Ok(Epoch { generation: self.u32()?, number: self.number()?, node: NodeId(self.u64()?) })
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn digest(&mut self) -> Result<Digest> {
         Ok(Digest { algorithm: self.byte()?, value: self.number()? })
     }
@@ -609,7 +617,13 @@ impl<'a> Take<'a> {
         })
     }
 
-    #[inline]
+    /// A record, whose payload is all that is left.
+    #[inline(always)]
+    fn record(mut self) -> Result<(Header, Digest, &'a [u8])> {
+        Ok((self.header()?, self.digest()?, self.rest()))
+    }
+
+    #[inline(always)]
     pub(crate) fn header(&mut self) -> Result<Header> {
         let kind = self.byte()?;
         if !(1..=9).contains(&kind) {
@@ -718,6 +732,12 @@ fn unknown(what: &str, kind: u8) -> Error {
     Error::new(Code::UnknownKind, why)
 }
 
+#[cold]
+fn leading_zeros() -> Error {
+    corrupt("a number has leading zeros")
+}
+
+#[cold]
 fn corrupt(why: &str) -> Error {
     Error::new(Code::Corrupt, format!("malformed bytes: {why}"))
 }

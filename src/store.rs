@@ -14,9 +14,12 @@ use crate::error::{Code, Error};
 use crate::log::{ClusterId, Entry, Epoch, GroupId, Lsn, NodeId, Record};
 
 pub mod conformance;
+mod encoded;
 pub mod file;
 pub mod kv;
 pub mod memory;
+
+pub use encoded::Encoded;
 
 /// The few facts a node must not forget, kept apart from the log and replaced as a whole.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Default)]
@@ -68,6 +71,15 @@ pub trait LogStore: Send + 'static {
     /// # Errors
     /// If the store cannot be read or a record is damaged (the error names the place).
     fn read(&mut self, from: Lsn, bytes_max: usize) -> io::Result<Vec<Record>>;
+
+    /// As [`read`](LogStore::read), and leaves it to the caller to take them apart. A store that keeps records in the form of
+    /// [`codec`](crate::codec) does better than the default, which decodes them: a node starts sooner.
+    ///
+    /// # Errors
+    /// As [`read`](LogStore::read), but that what is in a record may be found damaged only when it is decoded.
+    fn read_encoded(&mut self, from: Lsn, bytes_max: usize) -> io::Result<Encoded> {
+        self.read(from, bytes_max).map(Encoded::from)
+    }
 
     /// Appends records; the first must have the next LSN.
     ///

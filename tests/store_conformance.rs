@@ -13,11 +13,12 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use tagalong::client::CacheOp;
+use tagalong::codec;
 use tagalong::log::{Body, Digest, Entry, Epoch, Header, Lsn, Record, Request, Time};
 use tagalong::store::file::{FileCache, FileCacheOptions, FileLog, FileLogOptions};
 use tagalong::store::kv::{KvCommand, KvQuery, KvStore};
 use tagalong::store::memory::{MemoryCache, MemoryLog};
-use tagalong::store::{ClientCache, LogStore, Marks, StateMachine, conformance};
+use tagalong::store::{ClientCache, Encoded, LogStore, Marks, StateMachine, conformance};
 use tempfile::TempDir;
 
 fn scratch() -> TempDir {
@@ -160,6 +161,8 @@ enum Bug {
     ReadsNothingIfTooSmall,
     ReadsOneByOne,
     ReadsTheLastPastTheEnd,
+    EncodesTheWrongPlace,
+    EncodesTooMuch,
     TakesAnyRecord,
     TakesHalfABatch,
     LosesTheLastAtRestart,
@@ -282,6 +285,18 @@ impl LogStore for Broken {
         Ok(found)
     }
 
+    fn read_encoded(&mut self, from: Lsn, bytes_max: usize) -> io::Result<Encoded> {
+        let limit = if self.bug == Bug::EncodesTooMuch { bytes_max.saturating_mul(3) } else { bytes_max };
+        let records = self.read(from, limit)?;
+        let (mut bytes, mut ends) = (Vec::new(), Vec::new());
+        for record in &records {
+            codec::encode_record(record, &mut bytes);
+            ends.push(bytes.len());
+        }
+        let first = if self.bug == Bug::EncodesTheWrongPlace { from.next() } else { from };
+        Ok(Encoded::new(first, bytes, ends))
+    }
+
     fn append(&mut self, records: &[Record]) -> io::Result<()> {
         let mut next = self.log.bounds().end;
         match self.bug {
@@ -335,6 +350,8 @@ fn every_broken_log_is_caught() {
         (Bug::ReadsNothingIfTooSmall, "reads keep to the limit"),
         (Bug::ReadsOneByOne, "appended records are read"),
         (Bug::ReadsTheLastPastTheEnd, "reads keep to the limit"),
+        (Bug::EncodesTheWrongPlace, "appended records are read"),
+        (Bug::EncodesTooMuch, "reads keep to the limit"),
         (Bug::TakesAnyRecord, "only the next record is taken"),
         (Bug::TakesHalfABatch, "only the next record is taken"),
         (Bug::LosesTheLastAtRestart, "a restart keeps what was synced"),

@@ -118,6 +118,30 @@ fn done<T>(check: &str, call: &str, result: io::Result<T>) -> T {
     result.unwrap_or_else(|error| panic!("{check}: {call} fails: {error}"))
 }
 
+/// The two ways to read.
+#[derive(Clone, Copy, Debug)]
+enum Reading {
+    Read,
+    ReadEncoded,
+}
+
+impl Reading {
+    const ALL: [Self; 2] = [Self::Read, Self::ReadEncoded];
+
+    fn records(self, check: &str, log: &mut dyn LogStore, from: u64, bytes_max: usize) -> Vec<Record> {
+        match self {
+            Self::Read => done(check, "read", log.read(Lsn(from), bytes_max)),
+            Self::ReadEncoded => {
+                let encoded = done(check, "read_encoded", log.read_encoded(Lsn(from), bytes_max));
+                let last = encoded.last();
+                let records = done(check, "read_encoded", encoded.decode().map_err(io::Error::from));
+                ensure!(check, records.last().map(Record::lsn) == last, "read_encoded says that it ends at {last:?}");
+                records
+            }
+        }
+    }
+}
+
 fn all(check: &str, log: &mut dyn LogStore) -> Vec<Record> {
     let bounds = log.bounds();
     ensure!(
@@ -221,29 +245,29 @@ fn appended_records_are_read(log: &mut dyn LogStore) {
             ensure!(check, synced == end.prev(), "sync gives {synced} and not {}", end.prev());
         }
     }
-    for from in [99, 1, 50, 51, 2, 98] {
-        let found = done(check, "read", log.read(Lsn(from), usize::MAX));
-        same(check, &found, &records(1, from..100));
+    for (from, reading) in [99, 1, 50, 51, 2, 98].into_iter().flat_map(|from| Reading::ALL.map(|way| (from, way))) {
+        same(check, &reading.records(check, log, from, usize::MAX), &records(1, from..100));
     }
 }
 
 fn reads_keep_to_the_limit(log: &mut dyn LogStore) {
     let check = "reads keep to the limit";
     done(check, "append", log.append(&records(1, 1..200)));
-    for limit in [0, 1, 500, 3000] {
-        for from in [1, 77, 199] {
-            let found = done(check, "read", log.read(Lsn(from), limit));
-            ensure!(check, !found.is_empty(), "read({from}, {limit}) gives nothing: at least one record is due");
+    for reading in Reading::ALL {
+        for (limit, from) in [0, 1, 500, 3000].into_iter().flat_map(|limit| [1, 77, 199].map(|from| (limit, from))) {
+            let found = reading.records(check, log, from, limit);
+            let what = format!("{reading:?}({from}, {limit})");
+            ensure!(check, !found.is_empty(), "{what} gives nothing: at least one record is due");
             same(check, &found, &records(1, from..from + found.len() as u64));
             let payloads: usize = found[1..].iter().map(|record| record.entry.payload.len()).sum();
-            ensure!(check, payloads <= limit, "read({from}, {limit}) gives {payloads} bytes after the first record");
+            ensure!(check, payloads <= limit, "{what} gives {payloads} bytes after the first record");
             let fair = limit < 3000 || from > 100 || found.len() >= 5;
-            ensure!(check, fair, "read({from}, {limit}) gives {} records, and more would fit", found.len());
+            ensure!(check, fair, "{what} gives {} records, and more would fit", found.len());
         }
-    }
-    for from in [200, 201, u64::MAX] {
-        let found = done(check, "read", log.read(Lsn(from), 1000));
-        ensure!(check, found.is_empty(), "read({from}) gives records past the end");
+        for from in [200, 201, u64::MAX] {
+            let found = reading.records(check, log, from, 1000);
+            ensure!(check, found.is_empty(), "{reading:?}({from}) gives records past the end");
+        }
     }
 }
 

@@ -2,11 +2,14 @@
 //! the state, the application's and the log's own.
 //!
 //! ```text
-//!  reader thread   read, check, decode ─► [part]..[part] ─┐  apply, note the replies   sequencer thread
-//!                  drop              ◄─ [spent]..[spent] ◄┘
+//!  reader            read, check ─► [encoded]..[encoded] ─┐
+//!  decoder           decode ◄─────────────────────────────┘
+//!                    decode ─► [part]..[part] ─┐
+//!  sequencer thread  apply, note replies ◄─────┘
+//!                    applied ─► [spent]..[spent] ─► the decoder drops them
 //! ```
 //!
-//! Two threads, because reading and applying each take about as long; with few parts between them, so that a log of any
+//! Three threads, because each of the three takes about as long; with few parts between them, so that a log of any
 //! length takes little memory. What was applied goes back to be dropped where it was made: an allocator that gives memory
 //! back to another thread's heap takes as long for it as decoding does.
 
@@ -17,11 +20,11 @@ use crate::log::{Body, Entry, Epoch, Lsn, Record};
 use crate::net::guarded;
 use crate::recovery::provisional_cut;
 use crate::session::LogState;
-use crate::store::{LogStore, Marks, StateMachine};
+use crate::store::{Encoded, LogStore, Marks, StateMachine};
 
 /// Bytes of log that are read, and applied, at once.
 pub(super) const PART_BYTES: usize = 512 << 10;
-/// Parts between the two threads, in either direction.
+/// Parts between two threads, in either direction.
 const PARTS: usize = 4;
 
 /// Cuts what is provisional and rebuilds both halves of the state from the log.
@@ -46,45 +49,72 @@ pub(super) fn replay(log: &mut dyn LogStore, state: &mut dyn StateMachine, marks
         return Err(Error::new(Code::Corrupt, why));
     }
     let mut log_state = LogState::new();
-    std::thread::scope(|scope| {
-        let (parts, queue) = sync_channel(PARTS);
+    let broken = std::thread::scope(|scope| {
+        let (encoded, read_queue) = sync_channel(PARTS);
+        let (decoded, queue) = sync_channel(PARTS);
         let (done, spent) = sync_channel(PARTS);
-        let reader = std::thread::Builder::new().name("tagalong-reader".to_owned());
-        let reader = reader.spawn_scoped(scope, move || {
-            guarded("the log", || read(log, bounds.end, &parts, &spent)).and_then(|read| read)
-        })?;
+        let start = |name: &str| std::thread::Builder::new().name(name.to_owned());
+        let reader = start("tagalong-reader")
+            .spawn_scoped(scope, || guarded("the log", || read(log, bounds.end, encoded)).and_then(|read| read))?;
+        let decoder = start("tagalong-decoder").spawn_scoped(scope, move || decode(read_queue, &decoded, &spent))?;
         for part in queue {
             apply(state, &mut log_state, &part)?;
             // It is dropped here where there is no room for it there.
             let _ = done.try_send(part);
         }
-        reader.join().unwrap_or_else(|_| Err(Error::new(Code::Storage, "the thread that reads the log is gone")))
+        let gone = |_| Error::new(Code::Storage, "a thread that reads the log is gone");
+        let broken = decoder.join().map_err(gone)?;
+        reader.join().map_err(gone)?.map(|()| broken)
     })?;
-    Ok(log_state)
+    match broken {
+        None => Ok(log_state),
+        Some((mut from, last, error)) => {
+            // The store knows the place as well.
+            while from <= last {
+                from = log.read(from, PART_BYTES)?.last().map_or(last, Record::lsn).next();
+            }
+            Err(error)
+        }
+    }
 }
 
-/// Reads the log up to `end` and hands it over in parts; drops what comes back.
-fn read(
-    log: &mut dyn LogStore,
-    end: Lsn,
-    parts: &SyncSender<Vec<Record>>,
-    spent: &Receiver<Vec<Record>>,
-) -> Result<()> {
+/// Reads the log up to `end` and hands it over in parts.
+fn read(log: &mut dyn LogStore, end: Lsn, parts: SyncSender<(Lsn, Encoded)>) -> Result<()> {
     let mut next = Lsn(1);
     while next < end {
-        let records = log.read(next, PART_BYTES)?;
-        let Some(last) = records.last() else {
+        let part = log.read_encoded(next, PART_BYTES)?;
+        let Some(last) = part.last() else {
             let why = format!("the log ends at {}, before its own bounds say so", next.prev());
             return Err(Error::new(Code::Corrupt, why));
         };
-        next = last.lsn().next();
-        drop(spent.try_iter().collect::<Vec<_>>());
-        if parts.send(records).is_err() {
-            // Whoever applies them has found something wrong, and says so.
+        let from = std::mem::replace(&mut next, last.next());
+        if parts.send((from, part)).is_err() {
+            // Whoever takes them has found something wrong, and says so.
             return Ok(());
         }
     }
     Ok(())
+}
+
+/// Decodes parts and hands them on; drops what comes back. Returns the first that is not what it should be, by its first and
+/// last LSNs.
+fn decode(
+    parts: Receiver<(Lsn, Encoded)>,
+    decoded: &SyncSender<Vec<Record>>,
+    spent: &Receiver<Vec<Record>>,
+) -> Option<(Lsn, Lsn, Error)> {
+    for (from, part) in parts {
+        let last = part.last().unwrap_or(from);
+        let records = match part.decode() {
+            Ok(records) => records,
+            Err(error) => return Some((from, last, error)),
+        };
+        drop(spent.try_iter().collect::<Vec<_>>());
+        if decoded.send(records).is_err() {
+            break;
+        }
+    }
+    None
 }
 
 /// Applies a part of the log to both halves of the state.

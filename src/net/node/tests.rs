@@ -18,6 +18,7 @@ use crate::log::{
 use crate::node::RecoveryPolicy;
 use crate::primary::PrimarySettings;
 use crate::session::LogState;
+use crate::store::Encoded;
 use crate::store::file::{FileLog, FileLogOptions, read_cut};
 
 const EAST: NodeId = NodeId(1);
@@ -245,6 +246,68 @@ fn a_replay_that_fails_says_why() {
             assert_eq!(error.code(), code, "{lsn}: {error}");
             assert!(broken || error.message().contains(&lsn.to_string()), "{error}");
         }
+    }
+}
+
+/// A log one of whose records is no record, which shows when it is decoded. `placed`: it finds so itself where it is read.
+struct Odd {
+    log: crate::store::memory::MemoryLog,
+    odd: Lsn,
+    placed: bool,
+}
+
+impl LogStore for Odd {
+    fn marks(&mut self) -> io::Result<Option<Marks>> {
+        self.log.marks()
+    }
+    fn save_marks(&mut self, marks: &Marks) -> io::Result<()> {
+        self.log.save_marks(marks)
+    }
+    fn bounds(&self) -> std::ops::Range<Lsn> {
+        self.log.bounds()
+    }
+    fn read(&mut self, from: Lsn, bytes_max: usize) -> io::Result<Vec<Record>> {
+        let records = self.log.read(from, bytes_max)?;
+        if self.placed && records.iter().any(|record| record.lsn() == self.odd) {
+            return Err(Error::new(Code::Corrupt, "it is at this very place").into());
+        }
+        Ok(records)
+    }
+    fn read_encoded(&mut self, from: Lsn, bytes_max: usize) -> io::Result<Encoded> {
+        let (mut bytes, mut ends) = (Vec::new(), Vec::new());
+        for record in self.log.read(from, bytes_max)? {
+            match record.lsn() == self.odd {
+                true => bytes.push(0),
+                false => crate::codec::encode_record(&record, &mut bytes),
+            }
+            ends.push(bytes.len());
+        }
+        Ok(Encoded::new(from, bytes, ends))
+    }
+    fn append(&mut self, records: &[Record]) -> io::Result<()> {
+        self.log.append(records)
+    }
+    fn sync(&mut self) -> io::Result<Lsn> {
+        self.log.sync()
+    }
+    fn truncate_after(&mut self, last: Lsn) -> io::Result<()> {
+        self.log.truncate_after(last)
+    }
+}
+
+/// What is before it was applied, and nothing after it.
+#[test]
+fn a_record_that_cannot_be_decoded_is_told_of_with_its_place() {
+    let mut log = crate::store::memory::MemoryLog::default();
+    log.append(&long_history()).unwrap();
+    for (odd, placed) in [1, 1500, 2999].into_iter().flat_map(|odd| [(odd, true), (odd, false)]) {
+        let mut log = Odd { log: log.clone(), odd: Lsn(odd), placed };
+        let given = Arc::default();
+        let error = replay::replay(&mut log, &mut Given(Arc::clone(&given)), &Marks::default()).unwrap_err();
+        let (code, place) = if placed { (Code::Corrupt, "this very place") } else { (Code::UnknownKind, "record ") };
+        assert_eq!(error.code(), code, "{odd}: {error}");
+        assert!(error.message().contains(place) && (placed || error.message().contains(&odd.to_string())), "{error}");
+        assert!(given.lock().iter().all(|lsn| *lsn < odd), "{odd}");
     }
 }
 

@@ -19,7 +19,7 @@ use super::{Lock, Opened, Poison, identity, lock, names, remove_unfinished};
 use crate::codec;
 use crate::error::{Code, Error, Result};
 use crate::log::{Lsn, Record};
-use crate::store::{LogStore, Marks, check_dense};
+use crate::store::{Encoded, LogStore, Marks, check_dense};
 
 /// What is appended at once is written in pieces of about so many bytes: so much memory is used again and again, and more
 /// would have to be got from the operating system each time.
@@ -29,7 +29,10 @@ const PIECE_BYTES: u64 = if cfg!(test) { 600 } else { 512 << 10 };
 const PLACES_BYTES: u64 = 64 << 10;
 
 /// So many records a read has room for at once.
-const READ_ROOM: u64 = 4096;
+const READ_ROOM: usize = 4096;
+
+/// So many bytes a read has room for at once, where it is to be of encoded records.
+const READ_BYTES: usize = 1 << 20;
 
 /// How a [`FileLog`] writes. Plain data; the defaults suit a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -443,7 +446,7 @@ impl LogStore for FileLog {
             if fits {
                 if out.is_empty() {
                     // The others are about as large, as a rule.
-                    let count = (left / cost).min(end - sequence).min(READ_ROOM);
+                    let count = (left / cost).min(end - sequence).min(READ_ROOM as u64);
                     out.reserve(usize::try_from(count).unwrap_or(0));
                 }
                 left = left.saturating_sub(cost);
@@ -452,6 +455,26 @@ impl LogStore for FileLog {
             Ok(fits)
         })?;
         Ok(out)
+    }
+
+    fn read_encoded(&mut self, from: Lsn, bytes_max: usize) -> io::Result<Encoded> {
+        self.poison.check()?;
+        let first = from.0.max(1);
+        let (mut bytes, mut ends) = (Vec::new(), Vec::new());
+        self.walk(first, |_, content| {
+            let fits = ends.is_empty() || bytes.len() + content.len() <= bytes_max;
+            if fits {
+                if ends.is_empty() {
+                    // The others are about as large, as a rule; a record behind the last is none of it.
+                    bytes.reserve(content.len().max(bytes_max.min(READ_BYTES)));
+                    ends.reserve(READ_ROOM);
+                }
+                bytes.extend_from_slice(content);
+                ends.push(bytes.len());
+            }
+            Ok(fits)
+        })?;
+        Ok(Encoded::new(Lsn(first), bytes, ends))
     }
 
     fn append(&mut self, records: &[Record]) -> io::Result<()> {
