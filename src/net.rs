@@ -26,6 +26,7 @@ use crate::error::{Code, Error, Result};
 use crate::log::Time;
 
 mod admin;
+mod alarm;
 mod backup;
 mod buffers;
 mod client;

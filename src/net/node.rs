@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
+use super::alarm::Alarm;
 use super::storage::{Job, Storage};
 use super::{Clock, JOINED_BYTES, NetSettings, ShareKey, guarded, random_u128};
 use crate::error::{Code, Error, Result};
@@ -216,14 +217,9 @@ impl Sequencer {
 
     async fn run(&mut self, mut inbox: mpsc::Receiver<Mail>, mut closing: watch::Receiver<bool>) {
         let mut batch = Vec::with_capacity(BATCH_MAX);
+        let mut alarm = Alarm::default();
         loop {
             let timer = self.timer();
-            let sleep = async {
-                match timer {
-                    Some(at) => tokio::time::sleep_until(at.into()).await,
-                    None => std::future::pending().await,
-                }
-            };
             tokio::select! {
                 count = inbox.recv_many(&mut batch, BATCH_MAX) => {
                     if count == 0 {
@@ -231,7 +227,7 @@ impl Sequencer {
                     }
                 }
                 () = self.storage.rings() => {}
-                () = sleep => self.step(Input::Tick),
+                () = alarm.rings(timer) => self.step(Input::Tick),
                 _ = closing.wait_for(|closing| *closing) => return,
             }
             // Whoever wakes this task would see it run next: the others who are ready come first, and are served together.

@@ -13,6 +13,7 @@ use crate::error::{Code, Error};
 use crate::log::Level;
 use crate::message::{ClientMessage, Outcome};
 use crate::net::Clock;
+use crate::net::alarm::Alarm;
 use crate::node::Conn;
 
 /// News taken before the batched work is done.
@@ -74,6 +75,7 @@ impl Driver {
             self.carry_out(&mut inner, out);
         }
         let mut batch = Vec::with_capacity(BATCH_MAX);
+        let mut alarm = Alarm::default();
         loop {
             for ops in std::mem::take(&mut self.stores) {
                 if let Some(cache) = &self.cache {
@@ -88,12 +90,6 @@ impl Driver {
                 break;
             }
             let timeout = shared.inner.lock().core.next_timeout().map(|at| self.clock.instant(at));
-            let sleep = async {
-                match timeout {
-                    Some(at) => tokio::time::sleep_until(at.into()).await,
-                    None => std::future::pending().await,
-                }
-            };
             let stored = async {
                 match &self.cache {
                     Some(cache) => cache.rings().await,
@@ -105,7 +101,7 @@ impl Driver {
                 _ = self.news.recv_many(&mut batch, BATCH_MAX) => {}
                 () = shared.bell.notified() => {}
                 () = stored => {}
-                () = sleep => due = true,
+                () = alarm.rings(timeout) => due = true,
                 _ = self.closing.wait_for(|closing| *closing) => break,
             }
             let owes = {
