@@ -116,7 +116,8 @@ pub struct Missing {
 pub trait StateMachine: Send + 'static {
     /// Applies commands in order and pushes exactly one reply for each.
     ///
-    /// A payload may be a part of a larger buffer, which it keeps alive: what the state remembers of it is better a copy.
+    /// A payload may be a part of a larger buffer, which it keeps alive: what the state remembers of it, or answers with, is
+    /// better a copy.
     ///
     /// # Errors
     /// Only of its own storage: the node then stops. A command that makes no sense gets a reply that says so.

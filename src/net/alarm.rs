@@ -2,7 +2,6 @@
 
 use std::future::{Future, pending, poll_fn};
 use std::pin::Pin;
-use std::task::{Poll, ready};
 use std::time::Instant;
 
 use tokio::time::{Sleep, sleep_until};
@@ -20,16 +19,12 @@ impl Alarm {
     pub(super) async fn rings(&mut self, at: Option<Instant>) {
         let Some(at) = at.map(tokio::time::Instant::from) else { return pending().await };
         poll_fn(|cx| {
-            loop {
-                if tokio::time::Instant::now() >= at {
-                    return Poll::Ready(());
-                }
-                let sleep = self.sleep.get_or_insert_with(|| Box::pin(sleep_until(at)));
-                if sleep.deadline() != at {
-                    sleep.as_mut().reset(at);
-                }
-                ready!(sleep.as_mut().poll(cx));
+            let sleep = self.sleep.get_or_insert_with(|| Box::pin(sleep_until(at)));
+            if sleep.deadline() != at {
+                sleep.as_mut().reset(at);
             }
+            // Also where it is due: that is a turn of the task, and others have theirs.
+            sleep.as_mut().poll(cx)
         })
         .await;
     }
@@ -37,6 +32,7 @@ impl Alarm {
 
 #[cfg(test)]
 mod tests {
+    use std::task::Poll;
     use std::time::Duration;
 
     use tokio::time::{Instant, timeout};
@@ -49,7 +45,9 @@ mod tests {
         let (mut alarm, started) = (Alarm::default(), Instant::now());
         let ms = Duration::from_millis;
         // Later than before, earlier, as before, past: each time behind one that was given up.
-        for (given_up, due) in [(None, 50), (Some(10), 90), (Some(400), 95), (Some(200), 210), (Some(300), 5)] {
+        for (given_up, due) in
+            [(None, 50), (Some(10), 90), (Some(400), 95), (Some(200), 210), (Some(250), 250), (Some(300), 5)]
+        {
             if let Some(at) = given_up {
                 let mut waits = std::pin::pin!(alarm.rings(Some((started + ms(at)).into_std())));
                 let _ = poll_fn(|cx| Poll::Ready(waits.as_mut().poll(cx))).await;
@@ -61,5 +59,23 @@ mod tests {
             assert!(late <= ms(1) || due < started + ms(50), "{late:?} too late");
         }
         assert!(timeout(ms(1000), alarm.rings(None)).await.is_err());
+        let due = Instant::now() + ms(20);
+        tokio::select! {
+            () = alarm.rings(Some(due.into_std())) => {}
+            () = tokio::time::sleep(ms(30)) => panic!("it is late behind a round in which nothing was due"),
+        }
+        assert_eq!(Instant::now(), due);
+    }
+
+    /// A task that goes on asking for what is past does not keep the others from theirs.
+    #[tokio::test]
+    async fn whoever_is_always_due_lets_others_run() {
+        let other = tokio::spawn(async {});
+        let mut alarm = Alarm::default();
+        let past = std::time::Instant::now();
+        for _ in 0..10_000 {
+            alarm.rings(Some(past)).await;
+        }
+        assert!(other.is_finished());
     }
 }

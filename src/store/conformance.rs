@@ -150,15 +150,24 @@ fn all(check: &str, log: &mut dyn LogStore) -> Vec<Record> {
         "bounds begins at {}, and no log of this version is cut in front",
         bounds.start
     );
-    let mut out: Vec<Record> = Vec::new();
-    while Lsn(out.len() as u64 + 1) < bounds.end {
-        let from = Lsn(out.len() as u64 + 1);
-        let more = done(check, "read", log.read(from, 1000));
-        ensure!(check, !more.is_empty(), "read({from}) gives nothing, though bounds ends with {}", bounds.end);
-        out.extend(more);
-    }
-    ensure!(check, out.len() as u64 == bounds.end.0 - 1, "read gives records past the end of bounds");
-    out
+    let [read, encoded] = Reading::ALL.map(|reading| {
+        let mut out: Vec<Record> = Vec::new();
+        while Lsn(out.len() as u64 + 1) < bounds.end {
+            let from = out.len() as u64 + 1;
+            let more = reading.records(check, log, from, 1000);
+            ensure!(
+                check,
+                !more.is_empty(),
+                "{reading:?}({from}) gives nothing, though bounds ends with {}",
+                bounds.end
+            );
+            out.extend(more);
+        }
+        ensure!(check, out.len() as u64 == bounds.end.0 - 1, "{reading:?} gives records past the end of bounds");
+        out
+    });
+    same(check, &encoded, &read);
+    read
 }
 
 fn same(check: &str, found: &[Record], expected: &[Record]) {

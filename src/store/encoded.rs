@@ -36,7 +36,7 @@ impl Encoded {
         match &self.form {
             Form::Records(records) => records.last().map(Record::lsn),
             Form::Bytes { first, ends, .. } => {
-                (!ends.is_empty()).then(|| Lsn(first.prev().0.saturating_add(ends.len() as u64)))
+                (ends.len() as u64).checked_sub(1).map(|more| Lsn(first.0.saturating_add(more)))
             }
         }
     }

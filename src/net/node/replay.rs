@@ -10,7 +10,7 @@
 //! ```
 //!
 //! Three threads, because each of the three takes about as long; with few parts between them, so that a log of any
-//! length takes little memory. What was applied goes back to be dropped where it was made: an allocator that gives memory
+//! length takes little memory. What was applied goes back to be dropped where it was decoded: an allocator that gives memory
 //! back to another thread's heap takes as long for it as decoding does.
 
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -56,22 +56,29 @@ pub(super) fn replay(log: &mut dyn LogStore, state: &mut dyn StateMachine, marks
         let start = |name: &str| std::thread::Builder::new().name(name.to_owned());
         let reader = start("tagalong-reader")
             .spawn_scoped(scope, || guarded("the log", || read(log, bounds.end, encoded)).and_then(|read| read))?;
-        let decoder = start("tagalong-decoder").spawn_scoped(scope, move || decode(read_queue, &decoded, &spent))?;
+        let decoder = start("tagalong-decoder")
+            .spawn_scoped(scope, move || guarded("what decodes the log", || decode(read_queue, &decoded, &spent)))?;
         for part in queue {
             apply(state, &mut log_state, &part)?;
             // It is dropped here where there is no room for it there.
             let _ = done.try_send(part);
         }
         let gone = |_| Error::new(Code::Storage, "a thread that reads the log is gone");
-        let broken = decoder.join().map_err(gone)?;
-        reader.join().map_err(gone)?.map(|()| broken)
+        let (decoded, read) = (decoder.join().map_err(gone)?, reader.join().map_err(gone)?);
+        // What could not be decoded lies before what could not be read.
+        match decoded? {
+            Some(broken) => Ok(Some(broken)),
+            None => read.map(|()| None),
+        }
     })?;
     match broken {
         None => Ok(log_state),
         Some((mut from, last, error)) => {
             // The store knows the place as well.
-            while from <= last {
-                from = log.read(from, PART_BYTES)?.last().map_or(last, Record::lsn).next();
+            while let Some(read) = log.read(from, PART_BYTES)?.last().map(Record::lsn)
+                && (from..last).contains(&read)
+            {
+                from = read.next();
             }
             Err(error)
         }

@@ -217,7 +217,7 @@ fn long_history() -> Vec<Record> {
     records
 }
 
-/// The log is read on one thread and applied on another, in parts: what comes of it is what one record after the other gives.
+/// The log is read, decoded and applied on threads of their own, in parts: what comes of it is what one record after the other gives.
 #[test]
 fn a_log_of_many_parts_is_replayed_in_order() {
     let records = long_history();
@@ -255,6 +255,9 @@ struct Odd {
     odd: Lsn,
     placed: bool,
 }
+
+/// Reads that never get anywhere, of a store that is wrong itself.
+struct Stuck(Odd);
 
 impl LogStore for Odd {
     fn marks(&mut self) -> io::Result<Option<Marks>> {
@@ -295,6 +298,43 @@ impl LogStore for Odd {
     }
 }
 
+impl LogStore for Stuck {
+    fn marks(&mut self) -> io::Result<Option<Marks>> {
+        self.0.marks()
+    }
+    fn save_marks(&mut self, marks: &Marks) -> io::Result<()> {
+        self.0.save_marks(marks)
+    }
+    fn bounds(&self) -> std::ops::Range<Lsn> {
+        self.0.bounds()
+    }
+    fn read(&mut self, _: Lsn, _: usize) -> io::Result<Vec<Record>> {
+        self.0.read(Lsn(1), 1)
+    }
+    fn read_encoded(&mut self, from: Lsn, bytes_max: usize) -> io::Result<Encoded> {
+        self.0.read_encoded(from, bytes_max)
+    }
+    fn append(&mut self, records: &[Record]) -> io::Result<()> {
+        self.0.append(records)
+    }
+    fn sync(&mut self) -> io::Result<Lsn> {
+        self.0.sync()
+    }
+    fn truncate_after(&mut self, last: Lsn) -> io::Result<()> {
+        self.0.truncate_after(last)
+    }
+}
+
+/// A store that reads otherwise than it decodes does not hold up the start for ever.
+#[test]
+fn a_place_that_is_not_found_is_not_looked_for_for_ever() {
+    let mut log = crate::store::memory::MemoryLog::default();
+    log.append(&long_history()).unwrap();
+    let mut log = Stuck(Odd { log, odd: Lsn(1500), placed: false });
+    let error = replay::replay(&mut log, &mut Given(Arc::default()), &Marks::default()).unwrap_err();
+    assert_eq!(error.code(), Code::UnknownKind, "{error}");
+}
+
 /// What is before it was applied, and nothing after it.
 #[test]
 fn a_record_that_cannot_be_decoded_is_told_of_with_its_place() {
@@ -308,6 +348,7 @@ fn a_record_that_cannot_be_decoded_is_told_of_with_its_place() {
         assert_eq!(error.code(), code, "{odd}: {error}");
         assert!(error.message().contains(place) && (placed || error.message().contains(&odd.to_string())), "{error}");
         assert!(given.lock().iter().all(|lsn| *lsn < odd), "{odd}");
+        assert!(odd == 1 || !given.lock().is_empty(), "{odd}: there are parts before it");
     }
 }
 
