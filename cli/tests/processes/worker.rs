@@ -15,7 +15,7 @@ use tagalong::store::StateMachine;
 use tagalong::store::file::{FileCache, FileCacheOptions};
 use tagalong::store::kv::{KvCommand, KvQuery, KvReply, KvStore};
 use tagalong::store::memory::MemoryLog;
-use tagalong::{Backup, Result, TaggedClient, WriteOutcome};
+use tagalong::{Backup, ClientEvents, Result, TaggedClient, WriteOutcome};
 
 /// Says what the process is to be, as JSON.
 pub(crate) const ROLE: &str = "TAGALONG_TEST_ROLE";
@@ -61,8 +61,9 @@ async fn client(role: &Value) {
         builder = builder.cache(FileCache::open(dir, FileCacheOptions::default()).unwrap());
     }
     let client = builder.start().await.unwrap();
+    // Before anything can have happened.
+    tokio::spawn(tell_events(client.events()));
     say(&format!("id {}", client.id()));
-    tokio::spawn(tell_events(client.clone()));
     for request in client.unanswered() {
         say(&format!("unanswered {request}"));
         let client = client.clone();
@@ -154,8 +155,7 @@ fn word(outcome: Result<Option<WriteOutcome>>) -> String {
     }
 }
 
-async fn tell_events(client: TaggedClient) {
-    let mut events = client.events();
+async fn tell_events(mut events: ClientEvents) {
     while let Some(event) = events.next().await {
         match event {
             ClientEvent::Attached { epoch } => say(&format!("event attached {epoch}")),
