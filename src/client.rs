@@ -313,7 +313,8 @@ impl Client {
 
     /// When to call [`step`](Client::step) with a `Tick` though nothing else happens.
     pub fn next_timeout(&self) -> Option<Time> {
-        self.confirm_due
+        // One that ended is told nothing any more, and would ask for the same time for ever.
+        self.confirm_due.filter(|_| !self.ended)
     }
 
     /// What the client must not forget.

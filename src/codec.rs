@@ -69,6 +69,7 @@ pub fn decode_record(bytes: &[u8]) -> Result<Record> {
 ///
 /// # Errors
 /// [`Code::UnknownKind`] or [`Code::Corrupt`].
+// Inline, with all that it calls: a record is then made where it stays, where it was copied from call to call.
 #[inline(always)]
 pub fn decode_record_of(bytes: &Bytes, part: Range<usize>) -> Result<Record> {
     let content = bytes.get(part).ok_or_else(|| corrupt("it ends too early"))?;

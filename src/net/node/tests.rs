@@ -249,15 +249,21 @@ fn a_replay_that_fails_says_why() {
     }
 }
 
-/// A log one of whose records is no record, which shows when it is decoded. `placed`: it finds so itself where it is read.
+/// What such a store finds where it is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Found {
+    ThePlace,
+    Nothing,
+    /// The first record, wherever it is to be read: it is wrong itself.
+    TheFirst,
+}
+
+/// A log one of whose records is no record, which shows when it is decoded.
 struct Odd {
     log: crate::store::memory::MemoryLog,
     odd: Lsn,
-    placed: bool,
+    found: Found,
 }
-
-/// Reads that never get anywhere, of a store that is wrong itself.
-struct Stuck(Odd);
 
 impl LogStore for Odd {
     fn marks(&mut self) -> io::Result<Option<Marks>> {
@@ -270,8 +276,10 @@ impl LogStore for Odd {
         self.log.bounds()
     }
     fn read(&mut self, from: Lsn, bytes_max: usize) -> io::Result<Vec<Record>> {
+        let from = if self.found == Found::TheFirst { Lsn(1) } else { from };
+        let bytes_max = if self.found == Found::TheFirst { 1 } else { bytes_max };
         let records = self.log.read(from, bytes_max)?;
-        if self.placed && records.iter().any(|record| record.lsn() == self.odd) {
+        if self.found == Found::ThePlace && records.iter().any(|record| record.lsn() == self.odd) {
             return Err(Error::new(Code::Corrupt, "it is at this very place").into());
         }
         Ok(records)
@@ -298,39 +306,12 @@ impl LogStore for Odd {
     }
 }
 
-impl LogStore for Stuck {
-    fn marks(&mut self) -> io::Result<Option<Marks>> {
-        self.0.marks()
-    }
-    fn save_marks(&mut self, marks: &Marks) -> io::Result<()> {
-        self.0.save_marks(marks)
-    }
-    fn bounds(&self) -> std::ops::Range<Lsn> {
-        self.0.bounds()
-    }
-    fn read(&mut self, _: Lsn, _: usize) -> io::Result<Vec<Record>> {
-        self.0.read(Lsn(1), 1)
-    }
-    fn read_encoded(&mut self, from: Lsn, bytes_max: usize) -> io::Result<Encoded> {
-        self.0.read_encoded(from, bytes_max)
-    }
-    fn append(&mut self, records: &[Record]) -> io::Result<()> {
-        self.0.append(records)
-    }
-    fn sync(&mut self) -> io::Result<Lsn> {
-        self.0.sync()
-    }
-    fn truncate_after(&mut self, last: Lsn) -> io::Result<()> {
-        self.0.truncate_after(last)
-    }
-}
-
 /// A store that reads otherwise than it decodes does not hold up the start for ever.
 #[test]
 fn a_place_that_is_not_found_is_not_looked_for_for_ever() {
     let mut log = crate::store::memory::MemoryLog::default();
     log.append(&long_history()).unwrap();
-    let mut log = Stuck(Odd { log, odd: Lsn(1500), placed: false });
+    let mut log = Odd { log, odd: Lsn(1500), found: Found::TheFirst };
     let error = replay::replay(&mut log, &mut Given(Arc::default()), &Marks::default()).unwrap_err();
     assert_eq!(error.code(), Code::UnknownKind, "{error}");
 }
@@ -340,8 +321,11 @@ fn a_place_that_is_not_found_is_not_looked_for_for_ever() {
 fn a_record_that_cannot_be_decoded_is_told_of_with_its_place() {
     let mut log = crate::store::memory::MemoryLog::default();
     log.append(&long_history()).unwrap();
-    for (odd, placed) in [1, 1500, 2999].into_iter().flat_map(|odd| [(odd, true), (odd, false)]) {
-        let mut log = Odd { log: log.clone(), odd: Lsn(odd), placed };
+    for (odd, found) in
+        [1, 1500, 2999].into_iter().flat_map(|odd| [Found::ThePlace, Found::Nothing].map(|found| (odd, found)))
+    {
+        let placed = found == Found::ThePlace;
+        let mut log = Odd { log: log.clone(), odd: Lsn(odd), found };
         let given = Arc::default();
         let error = replay::replay(&mut log, &mut Given(Arc::clone(&given)), &Marks::default()).unwrap_err();
         let (code, place) = if placed { (Code::Corrupt, "this very place") } else { (Code::UnknownKind, "record ") };

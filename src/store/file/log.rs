@@ -465,7 +465,7 @@ impl LogStore for FileLog {
             let fits = ends.is_empty() || bytes.len() + content.len() <= bytes_max;
             if fits {
                 if ends.is_empty() {
-                    // The others are about as large, as a rule; a record behind the last is none of it.
+                    // Not before: where nothing is to be read, nothing is reserved.
                     bytes.reserve(content.len().max(bytes_max.min(READ_BYTES)));
                     ends.reserve(READ_ROOM);
                 }

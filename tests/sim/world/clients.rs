@@ -225,6 +225,8 @@ impl World {
                 }
                 ClientOutput::Closed => {
                     self.note(format!("client {at} is closed"));
+                    let due = self.clients[at].core.as_ref().and_then(tagalong::client::Client::next_timeout);
+                    assert_eq!(due, None, "a client that is closed waits for nothing");
                     self.oracle.on_closed(at);
                     self.end_client(at);
                     if self.plan.churn && !self.healing {
